@@ -1,0 +1,289 @@
+"""The values the burst engine thinks in: all frozen, none of them does anything.
+
+Units are fixed by the field's name or said here: memory in MiB, money as `Decimal` in the site's
+currency, durations as `timedelta`, instants as timezone-aware UTC `datetime`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """What the LRMS says of a job, reduced to what a decision needs."""
+
+    PENDING = "pending"
+    HELD = "held"  # pending, but by a user's or an operator's will: never routed
+    RUNNING = "running"
+    COMPLETING = "completing"
+    DONE = "done"  # ended with success
+    FAILED = "failed"  # ended any other way
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job (or one array task) of the LRMS; `id` is what the submit command printed."""
+
+    id: str
+    user: str
+    account: str
+    state: JobState
+    partitions: tuple[str, ...]  # the partitions or queues where it may start, in order
+    cores: int
+    nodes: int
+    memory_mb: int
+    time_limit: timedelta | None
+    submitted: datetime
+    started: datetime | None = None
+    ended: datetime | None = None
+    node_names: tuple[str, ...] = ()
+    reason: str = ""  # the LRMS's own word for why it waits
+    features: tuple[str, ...] = ()
+    estimated_start: datetime | None = None
+    name: str = ""
+    comment: str = ""
+
+
+class NodeState(StrEnum):
+    IDLE = "idle"
+    MIXED = "mixed"
+    ALLOCATED = "allocated"
+    DRAINING = "draining"  # told to take no more work, still has some
+    DRAINED = "drained"  # told to take no more work, has none
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One execution node of the LRMS."""
+
+    name: str
+    state: NodeState
+    cores: int
+    allocated_cores: int
+    memory_mb: int
+    address: str = ""
+    features: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Farm:
+    """One snapshot of the LRMS. `taken` is when the snapshot *began*."""
+
+    taken: datetime
+    jobs: tuple[Job, ...]
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a provider would lend now."""
+
+    provider: str
+    type: str
+    zone: str
+    cores: int
+    memory_mb: int
+    price_per_hour: Decimal
+    available: int | None = None  # how many more; None: not known
+    spot: bool = False
+
+
+class MachineState(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    TERMINATED = "terminated"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One machine of ours as the provider lists it, found by tag."""
+
+    id: str
+    provider: str
+    lease_id: str  # from our tag; empty when the tag is missing
+    state: MachineState
+    type: str
+    zone: str
+    private_address: str = ""
+    public_address: str = ""  # what the gateway's tunnel must name as remote
+    launched: datetime | None = None
+
+
+class LeaseState(StrEnum):
+    """The life of a borrowed machine; the transitions are the table in `leases.py`."""
+
+    WANTED = "wanted"  # intention stored and money reserved; the provider may not know yet
+    REQUESTED = "requested"  # the provider accepted the launch
+    BOOTING = "booting"  # the machine runs and has an address; the tunnel is wanted
+    TUNNELLED = "tunnelled"  # packets pass through the tunnel
+    JOINED = "joined"  # the LRMS knows the node and may start jobs on it
+    DRAINING = "draining"  # takes no more jobs
+    LEAVING = "leaving"  # empty; being removed from the LRMS
+    TERMINATING = "terminating"  # the machine is being returned
+    GONE = "gone"  # final, as planned
+    FAILED = "failed"  # final, with a reason; the machine was returned
+
+
+class FailureClass(StrEnum):
+    THROTTLED = "throttled"
+    NO_CAPACITY = "no_capacity"
+    QUOTA = "quota"
+    CONFIG = "config"  # the provider refused the request itself: wrong image, subnet, credentials
+    BOOTSTRAP = "bootstrap"  # the machine never ran, or never enrolled, though the tunnel is up
+    TUNNEL = "tunnel"  # no packet came through the tunnel in time
+    JOIN = "join"  # enrolled, but never appeared in the LRMS
+    LOST = "lost"  # was there and is no more
+    INTERRUPTED = "interrupted"  # taken back by the provider
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    kind: FailureClass
+    message: str  # one sentence for a person: what was seen, and what to look at
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One borrowed machine from the first intention to the last trace.
+
+    `id` is 32 hex digits, used as the EC2 ClientToken (at most 64 ASCII characters), as the tag by
+    which the machine is recognised, and as the key of everything kept about it.
+    """
+
+    id: str
+    pool: str
+    tenant: str
+    network: str  # the tenant's network the machine joins
+    provider: str
+    type: str
+    zone: str
+    cores: int
+    memory_mb: int
+    price_per_hour: Decimal
+    state: LeaseState
+    node: str  # the node name in the LRMS
+    address: str  # inside the tenant network
+    gre_key: int  # RFC 2890, 1..2**32-1, unique among living leases
+    wanted: datetime
+    requested: datetime | None = None
+    booted: datetime | None = None
+    tunnelled: datetime | None = None
+    enrolled: datetime | None = None
+    joined: datetime | None = None
+    draining: datetime | None = None
+    left: datetime | None = None
+    terminating: datetime | None = None
+    ended: datetime | None = None
+    machine: str = ""  # the provider's id
+    underlay: str = ""  # the machine's address as the gateway sees it
+    failure: Failure | None = None
+    launch_attempts: int = 0
+    retry_after: datetime | None = None  # no launch attempt before this
+    idle_since: datetime | None = None
+    reserved: Decimal = Decimal(0)
+    cost: Decimal = Decimal(0)  # settled when the machine is gone; an estimate before
+    drain_requested: str = ""  # an operator's reason; empty: nobody asked
+
+    @property
+    def living(self) -> bool:
+        return self.state not in (LeaseState.GONE, LeaseState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkHealth:
+    """What the network engine says of one lease's tunnel."""
+
+    up: bool
+    since: datetime
+    rx_packets: int = 0
+    tx_packets: int = 0
+    rtt_ms: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A tenant's money for one period; `reserved` is for leases not yet settled."""
+
+    tenant: str
+    limit: Decimal
+    spent: Decimal
+    reserved: Decimal
+
+    @property
+    def free(self) -> Decimal:
+        return self.limit - self.spent - self.reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One tenant's way to one provider: which jobs, which machines, how many."""
+
+    name: str
+    tenant: str
+    network: str
+    provider: str
+    partition: str  # the LRMS partition or queue of the borrowed nodes
+    from_partitions: tuple[str, ...]  # jobs waiting here may be routed
+    users: tuple[str, ...] = ()  # whose jobs; both empty: everybody's
+    accounts: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()  # instance types allowed, cheapest first is not assumed
+    max_machines: int = 10
+    addresses: tuple[str, ...] = ()  # inner addresses that leases of this pool may take
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers a decision uses; the defaults are for real clouds, the lab shortens them."""
+
+    min_job_age: timedelta = timedelta(seconds=60)
+    expected_start_cost: timedelta = timedelta(minutes=4)  # boot + tunnel + join
+    margin: timedelta = timedelta(minutes=1)
+    default_job_time: timedelta = timedelta(hours=1)  # for a job without a time limit
+    idle_release: timedelta = timedelta(minutes=5)
+    request_timeout: timedelta = timedelta(minutes=5)
+    boot_timeout: timedelta = timedelta(minutes=10)
+    tunnel_timeout: timedelta = timedelta(minutes=5)
+    join_timeout: timedelta = timedelta(minutes=5)
+    lost_timeout: timedelta = timedelta(minutes=3)
+    drain_timeout: timedelta = timedelta(hours=24)
+    backoff_first: timedelta = timedelta(seconds=10)
+    backoff_limit: timedelta = timedelta(minutes=10)
+    failures_to_pause: int = 3
+    pause: timedelta = timedelta(minutes=30)
+    reserve_hours: Decimal = Decimal(1)  # how much is reserved for one launch
+    orphan_age: timedelta = timedelta(minutes=5)  # an unknown tagged machine older than this goes
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderFacts:
+    """What is known of a provider at this moment; `machines` is None when it did not answer."""
+
+    name: str
+    offers: tuple[Offer, ...] = ()
+    machines: tuple[Machine, ...] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything a decision may look at. `farm` is None when the LRMS did not answer."""
+
+    now: datetime
+    farm: Farm | None
+    leases: tuple[Lease, ...]  # the living ones, and those ended within the last `Policy.pause`
+    providers: Mapping[str, ProviderFacts]
+    links: Mapping[str, LinkHealth] = field(default_factory=dict)  # by lease id
+    enrolled: Mapping[str, datetime] = field(default_factory=dict)  # by lease id
+    join_reports: Mapping[str, str] = field(default_factory=dict)  # by lease id: why joining failed
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by tenant
+    network_error: str = ""  # the network engine cannot act now: then nothing is launched
