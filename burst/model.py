@@ -116,6 +116,7 @@ class Machine:
     private_address: str = ""
     public_address: str = ""  # what the gateway's tunnel must name as remote
     launched: datetime | None = None
+    ended: datetime | None = None  # when it stopped costing money, where the provider says so
 
 
 class LeaseState(StrEnum):
@@ -192,6 +193,13 @@ class Lease:
     reserved: Decimal = Decimal(0)
     cost: Decimal = Decimal(0)  # settled when the machine is gone; an estimate before
     drain_requested: str = ""  # an operator's reason; empty: nobody asked
+    stop_reason: str = ""  # why the engine lets it go, when that is no failure
+    attempted: datetime | None = None  # when the provider was last asked to launch
+    maybe_launched: bool = False  # it was asked, and has not said a clear no: a machine may exist
+    setback: Failure | None = None  # why the last launch did not happen yet; it will be repeated
+    failed: datetime | None = None  # when `failure` was concluded
+    unwell_since: datetime | None = None  # its machine or its node is not where it should be
+    used: datetime | None = None  # when a job was last seen on its node
 
     @property
     def living(self) -> bool:
@@ -239,6 +247,7 @@ class Pool:
     types: tuple[str, ...] = ()  # instance types allowed, cheapest first is not assumed
     max_machines: int = 10
     addresses: tuple[str, ...] = ()  # inner addresses that leases of this pool may take
+    features: tuple[str, ...] = ()  # what a job may ask of a node and find on a borrowed one
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +271,7 @@ class Policy:
     pause: timedelta = timedelta(minutes=30)
     reserve_hours: Decimal = Decimal(1)  # how much is reserved for one launch
     orphan_age: timedelta = timedelta(minutes=5)  # an unknown tagged machine older than this goes
+    return_time: timedelta = timedelta(minutes=3)  # from a last job's end to the machine's; money
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,3 +297,6 @@ class Facts:
     join_reports: Mapping[str, str] = field(default_factory=dict)  # by lease id: why joining failed
     budgets: Mapping[str, Budget] = field(default_factory=dict)  # by tenant
     network_error: str = ""  # the network engine cannot act now: then nothing is launched
+    # Since when all of this has been watched without a gap: the daemon's start, or the end of the
+    # last outage of LRMS, provider or network. Nobody is declared dead for our own absence.
+    watching_since: datetime | None = None
