@@ -1,0 +1,436 @@
+"""One host of the lab: run, write, listen and power off inside its namespaces (see lab.hosts)."""
+
+import grp
+import os
+import pwd
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from lab import linux, rtnl
+from lab.keeper import INIT_LEAF
+
+T = TypeVar("T")
+
+PRIVATE = (
+    "/etc",
+    "/var",
+    "/run:empty",
+    "/tmp:empty",
+    "/home:empty",
+    "/root:empty",
+    "/dev/shm:empty",
+)
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ALL_NAMESPACES = (
+    linux.CLONE_NEWNS
+    | linux.CLONE_NEWCGROUP
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWNET
+)
+_ENTER = f"echo 0 > /sys/fs/cgroup/{INIT_LEAF}/cgroup.procs; "
+_IP_FREEBIND = 15  # ip(7)
+
+
+class LabError(Exception):
+    """Something in the lab did not work; the text says on which host, what was tried, what came."""
+
+
+class HostDownError(LabError):
+    """The host has been powered off (or its pid 1 died)."""
+
+
+class CommandError(LabError):
+    """A command on a host ended with a status other than 0; `.result` has its output."""
+
+    def __init__(self, text: str, result: subprocess.CompletedProcess[str]) -> None:
+        super().__init__(text)
+        self.result = result
+
+
+class CommandTimeoutError(LabError):
+    """A command on a host, or a condition waited for, took longer than it was given."""
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """What a host has. cores in lab cores, None: no limit; memory in MiB, None: no limit.
+
+    private: directories of its own; "DIR" starts with the machine's files, "DIR:empty" with none.
+    The rest of the file system is the machine's, read-only.
+    """
+
+    name: str
+    cores: float | None = None
+    memory_mb: int | None = None
+    private: tuple[str, ...] = PRIVATE
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (
+            not self.name
+            or len(self.name) > 63
+            or not all(c.isascii() and (c.isalnum() or c == "-") for c in self.name)
+        ):
+            raise LabError(f"host name {self.name!r}: use up to 63 letters, digits and hyphens")
+        if self.cores is not None and self.cores <= 0:
+            raise LabError(f"host {self.name}: cores must be above 0, not {self.cores}")
+        if self.memory_mb is not None and self.memory_mb < 8:
+            raise LabError(f"host {self.name}: memory_mb must be at least 8, not {self.memory_mb}")
+
+
+class Power(Protocol):
+    """What a host needs of its lab."""
+
+    has_cgroup: bool
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the host's pid 1."""
+
+
+class Host:
+    """One running host of a Lab; made by Lab.host()."""
+
+    def __init__(self, spec: HostSpec, pid: int, power: Power) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.pid = pid
+        self._power = power
+        self._pidfd = os.pidfd_open(pid)
+        self._alive = True
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Host {self.name} pid {self.pid}{'' if self._alive else ' off'}>"
+
+    @property
+    def alive(self) -> bool:
+        """False after kill(), or when pid 1 has died."""
+        if self._alive:
+            try:
+                signal.pidfd_send_signal(self._pidfd, 0)
+            except (ProcessLookupError, OSError):
+                return False
+        return self._alive
+
+    def inside(self, action: Callable[[], T], *, namespaces: int = _ALL_NAMESPACES) -> T:
+        """Call action in a thread that is inside the host: its files, network and process ids.
+
+        A socket made there stays the host's. Do not import modules or start threads in it.
+        """
+        result: list[T] = []
+        problem: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                linux.unshare(linux.CLONE_FS)  # else setns of a mount namespace is refused
+                self._enter(namespaces)
+                result.append(action())
+            except BaseException as error:  # noqa: BLE001 - carried to the caller, raised below
+                problem.append(error)
+
+        thread = threading.Thread(target=enter, name=f"inside-{self.name}", daemon=True)
+        thread.start()
+        thread.join()
+        if problem:
+            raise problem[0]
+        return result[0]
+
+    def _enter(self, namespaces: int) -> None:
+        if not self._alive:
+            raise HostDownError(f"host {self.name} is off")
+        try:
+            linux.setns(self._pidfd, namespaces)
+        except ProcessLookupError as error:
+            raise HostDownError(f"host {self.name} is off: its pid 1 died") from error
+
+    def spawn(
+        self,
+        *argv: str,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        cwd: str | None = None,
+        stdin: Any = subprocess.DEVNULL,
+        stdout: Any = None,
+        stderr: Any = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on the host, in a session of its own; it dies with the host.
+
+        log: a file of the lab's machine, appended to; without it (and stdout, stderr) the output is
+        dropped. env is added to a plain login environment, not to ours. user: a name in the host's
+        /etc/passwd. A command that does not exist ends with 127.
+        """
+        sink = None if log is None else log.open("ab")
+        if stdout is None:
+            stdout = sink if sink is not None else subprocess.DEVNULL
+        if stderr is None:
+            stderr = stdout if sink is not None else subprocess.DEVNULL
+
+        def start() -> subprocess.Popen[bytes]:
+            prefix, variables = _as_user(self.name, user)
+            script = (_ENTER if self._power.has_cgroup else "") + 'exec "$@"'
+            return subprocess.Popen(
+                ["/bin/sh", "-c", script, argv[0], *prefix, *argv],
+                env={**variables, **(env or {})},
+                cwd=cwd or variables["HOME"],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+        try:
+            child = self.inside(start)
+        except OSError as error:
+            raise LabError(f"{self.name}: {shlex.join(argv)}: {error}") from error
+        finally:
+            if sink is not None:
+                sink.close()
+        with self._lock:
+            self._children = [c for c in self._children if c.poll() is None]
+            self._children.append(child)
+        return child
+
+    def run(
+        self,
+        *argv: str,
+        check: bool = True,
+        timeout: float = 60,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,  # noqa: A002 - as in subprocess.run
+        cwd: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host and wait for it. See spawn() for user and env.
+
+        CommandError if it ends with another status than 0 (unless check=False); CommandTimeoutError
+        after `timeout` seconds, when it and its process group have been killed.
+        """
+        # Files in memory, not pipes: a daemon that keeps its standard error open does not hold
+        # us up, and nothing blocks however much is written.
+        with _memory_file() as fed, _memory_file() as out, _memory_file() as err:
+            if input is not None:
+                fed.write(input.encode())
+                fed.seek(0)
+            child = self.spawn(
+                *argv, user=user, env=env, cwd=cwd, stdin=fed, stdout=out, stderr=err
+            )
+            try:
+                status = child.wait(timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                raise CommandTimeoutError(
+                    f"{self.name}: {shlex.join(argv)}: not done after {timeout:g} s"
+                    + _told(_text(out), _text(err))
+                ) from error
+            finally:
+                if child.returncode is None:
+                    stop(child)
+            result = subprocess.CompletedProcess(list(argv), status, _text(out), _text(err))
+        if check and status != 0:
+            ended = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
+            raise CommandError(
+                f"{self.name}: {shlex.join(argv)}: {ended}" + _told(result.stdout, result.stderr),
+                result,
+            )
+        return result
+
+    def script(
+        self,
+        text: str,
+        *arguments: str,
+        check: bool = True,
+        timeout: float = 60,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,  # noqa: A002 - as in subprocess.run
+    ) -> subprocess.CompletedProcess[str]:
+        """Run several commands with one entry: `sh -eu`, with arguments as $1 and on."""
+        return self.run(
+            "/bin/sh", "-euc", text, "sh", *arguments,
+            check=check, timeout=timeout, user=user, env=env, input=input,
+        )  # fmt: skip
+
+    def write(
+        self, path: str, text: str | bytes, mode: int = 0o644, owner: str | None = None
+    ) -> None:
+        """Write a file on the host, whole or not at all; makes the directories above it.
+
+        owner: "user" or "user:group", names of the host.
+        """
+        data = text.encode() if isinstance(text, str) else text
+
+        def put() -> None:
+            file = Path(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = file.with_name(f".{file.name}.new")
+            new.write_bytes(data)
+            new.chmod(mode)
+            if owner is not None:
+                _chown(self.name, new, owner)
+            new.replace(file)
+
+        try:
+            self.inside(put)
+        except OSError as error:
+            raise LabError(f"{self.name}: cannot write {path}: {error}") from error
+
+    def read(self, path: str) -> str:
+        """The text of a file of the host; LabError if there is none."""
+        try:
+            return self.inside(lambda: Path(path).read_text(errors="replace"))
+        except OSError as error:
+            raise LabError(f"{self.name}: cannot read {path}: {error}") from error
+
+    def listen(self, address: str, port: int, *, backlog: int = 128) -> socket.socket:
+        """A TCP socket that listens inside the host's network, for a server in our process.
+
+        The address need not exist yet (IP_FREEBIND). Close it to let the network go.
+        """
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+        def make() -> socket.socket:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+                listener.bind((address, port))
+                listener.listen(backlog)
+            except OSError:
+                listener.close()
+                raise
+            return listener
+
+        try:
+            return self.inside(make)
+        except OSError as error:
+            raise LabError(
+                f"{self.name}: cannot listen on {address} port {port}: {error}"
+            ) from error
+
+    def connect(self, address: str, port: int, *, timeout: float = 10) -> socket.socket:
+        """A TCP connection made from inside the host's network; OSError as from connect(2)."""
+        return self.inside(lambda: socket.create_connection((address, port), timeout=timeout))
+
+    def wait_for(
+        self,
+        condition: Callable[[], T] | Sequence[str],
+        timeout: float = 30,
+        *,
+        what: str = "",
+        interval: float = 0.1,
+    ) -> T | subprocess.CompletedProcess[str]:
+        """Wait until a command of the host succeeds, or a function returns something true.
+
+        CommandTimeoutError after `timeout` seconds; it says what was waited for and what came last.
+        """
+        deadline = time.monotonic() + timeout
+        last = ""
+        while True:
+            left = deadline - time.monotonic()
+            if callable(condition):
+                if value := condition():
+                    return value
+                last = f"; the last answer was {value!r}"
+            else:
+                try:
+                    result = self.run(*condition, check=False, timeout=max(left, 0.1))
+                except CommandTimeoutError as error:
+                    raise CommandTimeoutError(f"waited {timeout:g} s: {error}") from error
+                if result.returncode == 0:
+                    return result
+                last = f" (status {result.returncode})" + _told(result.stdout, result.stderr)
+            if time.monotonic() >= deadline:
+                name = what or (
+                    getattr(condition, "__name__", "the condition")
+                    if callable(condition)
+                    else shlex.join(condition)
+                )
+                raise CommandTimeoutError(f"{self.name}: waited {timeout:g} s for {name}{last}")
+            time.sleep(interval)
+
+    def kill(self) -> None:
+        """Power off at once: links gone, every process killed. Calling it again does nothing."""
+        with self._lock:
+            if not self._alive:
+                return
+            # First the links: a network namespace may outlive its last process for a while, or
+            # for as long as our own process has a socket in it.
+            with suppress(LabError, OSError):
+                self.inside(rtnl.delete_links, namespaces=linux.CLONE_NEWNET)
+            self._alive = False
+            os.close(self._pidfd)
+            self._power.kill(self.name)
+            # The kernel holds a pid namespace until our own children in it are reaped.
+            for child in self._children:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=30)
+            self._children.clear()
+
+
+def stop(child: subprocess.Popen[bytes], *, patience: float = 0.0) -> int:
+    """End what spawn() started, with its process group: SIGTERM, after `patience` s SIGKILL."""
+    for number, limit in ((signal.SIGTERM, patience), (signal.SIGKILL, 30.0)):
+        if number == signal.SIGTERM and patience <= 0:
+            continue
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=limit)
+            break
+    return child.wait(timeout=1)
+
+
+def _memory_file() -> Any:
+    return os.fdopen(os.memfd_create("output"), "w+b", buffering=0)
+
+
+def _text(file: Any) -> str:
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode(errors="replace")
+
+
+def _told(out: str, err: str) -> str:
+    """What a command said, for an error text: standard error, else output, its last lines."""
+    said = err.strip() or out.strip()
+    return ": " + "\n".join(said.splitlines()[-20:]) if said else " and said nothing"
+
+
+def _as_user(host: str, user: str | None) -> tuple[list[str], dict[str, str]]:
+    """The argv prefix that becomes the user, and the login environment. Runs inside the host."""
+    variables = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", "USER": "root"}
+    variables |= {"LOGNAME": "root", "SHELL": "/bin/sh", "TERM": os.environ.get("TERM", "dumb")}
+    if user is None or user == "root":
+        return [], variables
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError as error:
+        raise LabError(f"host {host} has no user {user}: add it with useradd first") from error
+    groups = ",".join(str(gid) for gid in os.getgrouplist(user, entry.pw_gid))
+    prefix = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", f"--groups={groups}"]
+    variables |= {"HOME": entry.pw_dir, "USER": user, "LOGNAME": user, "SHELL": entry.pw_shell}
+    if not Path(entry.pw_dir).is_dir():
+        variables["HOME"] = "/"
+    return prefix, variables
+
+
+def _chown(host: str, path: Path, owner: str) -> None:
+    """Give the file to "user" or "user:group", names of the host. Runs inside the host."""
+    user, _, group = owner.partition(":")
+    try:
+        uid = pwd.getpwnam(user).pw_uid if user else -1
+        gid = grp.getgrnam(group).gr_gid if group else -1
+    except KeyError as error:
+        raise LabError(f"host {host}: {error.args[0]}") from error
+    os.chown(path, uid, gid)
