@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 
@@ -122,8 +123,12 @@ class Bundle:
     memory_mb: int = 0  # "{memory_mb}" in an argument: the lesser of this and what the machine has
 
     def to_json(self) -> dict[str, Any]:
-        """As the machine reads it; durations in seconds, contents in base64."""
+        """As the machine reads it; durations in seconds, contents in base64.
+
+        With it goes the program that carries it out, so that the two are always of one version.
+        """
         return {
+            "program": Path(__file__).with_name("apply.py").read_text(encoding="utf-8"),
             "node": self.node,
             "preflight": [{"name": p.name, "package": p.package} for p in self.preflight],
             "install": self.install,

@@ -1,0 +1,270 @@
+"""Carries out a bundle on the borrowed machine: accounts, files, mounts, services.
+
+Comes with the bundle: plain Python 3.9 (Amazon Linux 2023), nothing but the standard library. The
+result is RUN/report.json for the shell around it: which stage failed, and how. Safe to run again.
+`root` is put before every path, for tests.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "# dvn begin: lines of the farm", "# dvn end"
+CLOCK_LIMIT_S = 60  # munge refuses credentials 300 s apart, and clocks drift on
+
+
+class Failed(Exception):  # noqa: N818 - what the report says
+    def __init__(self, stage: str, detail: str) -> None:
+        super().__init__(detail)
+        self.stage = stage
+
+
+def main(run: str, root: str, log: str) -> int:
+    os.umask(0o022)
+    with open(run + "/bundle.json") as file:
+        bundle = json.load(file)
+    proof = f"Authorization: Bearer {bundle['session']}\n"
+    write(Path(run, "authorization"), proof.encode(), 0o600)
+    report: dict[str, Any] = {"stage": "joined", "ok": True, "detail": bundle["node"]}
+    try:
+        clock(bundle)
+        preflight(bundle, log)
+        with stage("users"):
+            accounts(root + "/etc/group", bundle["groups"], group_line)
+            accounts(root + "/etc/passwd", bundle["users"], user_line)
+        with stage("files"):
+            for each in bundle["directories"]:
+                directory = Path(root + each["path"])
+                directory.mkdir(parents=True, exist_ok=True)
+                directory.chmod(each["mode"])
+                os.chown(directory, *numbers(root, each["owner"]))
+            for each in bundle["files"]:
+                put(root, each)
+        reach(bundle)
+        for each in bundle["mounts"]:
+            mount(root, each, log)
+        for each in bundle["commands"]:
+            command(root, each, bundle, log)
+    except Failed as failure:
+        report = {"stage": failure.stage, "ok": False, "detail": str(failure)}
+    sys.stdout.write(f"dvn-join: {json.dumps(report)}\n")
+    write(Path(run, "report.json"), json.dumps(report).encode(), 0o600)
+    return 0 if report["ok"] else 1
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, LookupError, ValueError) as error:
+        raise Failed(name, f"{type(error).__name__}: {error}") from error
+
+
+def clock(bundle: Mapping[str, Any]) -> None:
+    ahead = time.time() - bundle["time"]
+    if abs(ahead) > CLOCK_LIMIT_S:
+        raise Failed(
+            "clock",
+            f"the clock is {ahead:+.0f} s off the gateway's: munge would refuse this node; "
+            "the image needs time synchronisation (chrony)",
+        )
+
+
+def preflight(bundle: Mapping[str, Any], log: str) -> None:
+    def missing() -> list[Mapping[str, str]]:
+        return [each for each in bundle["preflight"] if not shutil.which(each["name"])]
+
+    if missing() and bundle["install"]:
+        execute("preflight", ["sh", "-c", bundle["install"]], 900, log)
+    lacking = [f"{each['name']} (package {each['package']})" for each in missing()]
+    if lacking:
+        raise Failed("preflight", "the image lacks " + ", ".join(lacking))
+
+
+def user_line(each: Mapping[str, Any], _old: list[str] | None) -> str:
+    names = (each["name"], "x", each["uid"], each["gid"], each["full_name"], each["home"])
+    return ":".join(str(field) for field in (*names, each["shell"]))
+
+
+def group_line(each: Mapping[str, Any], old: list[str] | None) -> str:
+    members = list(each["members"])
+    members += [name for name in (old[3].split(",") if old else []) if name and name not in members]
+    return f"{each['name']}:x:{each['gid']}:{','.join(members)}"
+
+
+def accounts(
+    path: str,
+    wanted: Sequence[Mapping[str, Any]],
+    line: Callable[[Mapping[str, Any], list[str] | None], str],
+) -> None:
+    """Put accounts into passwd or group, before others of the same number: they win a look-up."""
+    with open(path) as file:
+        lines = file.read().splitlines()
+    for each in wanted:
+        number = str(each.get("uid", each["gid"]))
+        table = [split(text) for text in lines]
+        old = next((fields for fields in table if fields[0] == each["name"]), None)
+        if old and old[2] != number:
+            raise ValueError(
+                f"{each['name']} has number {old[2]} in {path} of this image, "
+                f"but {number} in the farm"
+            )
+        if old:
+            lines.remove(":".join(old))
+        numbers_left = [fields[2] if len(fields) > 2 else "" for fields in map(split, lines)]
+        place = numbers_left.index(number) if number in numbers_left else len(lines)
+        lines.insert(place, line(each, old))
+    if wanted:
+        write(Path(path), ("\n".join(lines) + "\n").encode(), 0o644)
+
+
+def split(text: str) -> list[str]:
+    return text.rstrip("\n").split(":")
+
+
+def numbers(root: str, owner: str) -> tuple[int, int]:
+    """uid and gid of `user` or `user:group`, from the files: the C library may have cached them."""
+    user, _, group = owner.partition(":")
+    with open(root + "/etc/passwd") as file:
+        entry = {f[0]: (int(f[2]), int(f[3])) for f in map(split, file) if len(f) > 3}
+    if user not in entry:
+        raise LookupError(f"there is no user {user} on this image")
+    uid, gid = entry[user]
+    if group:
+        with open(root + "/etc/group") as file:
+            gids = {f[0]: int(f[2]) for f in map(split, file) if len(f) > 2}
+        if group not in gids:
+            raise LookupError(f"there is no group {group} on this image")
+        gid = gids[group]
+    return uid, gid
+
+
+def put(root: str, each: Mapping[str, Any]) -> None:
+    path, content = Path(root + each["path"]), base64.b64decode(each["content_b64"])
+    if each["merge"]:
+        old = ""
+        if path.exists():
+            old = path.read_text()
+        before, found, rest = old.partition(BEGIN + "\n")
+        after = rest.partition(END + "\n")[2] if found else ""
+        kept = before + after
+        if kept and not kept.endswith("\n"):
+            kept += "\n"
+        content = (kept + BEGIN + "\n").encode() + content + (END + "\n").encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, content, each["mode"], numbers(root, each["owner"]))
+
+
+def write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Whole or not at all, and never readable by others for a moment."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".dvn-")
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            if owner:
+                os.fchown(file.fileno(), *owner)
+            os.fchmod(file.fileno(), mode)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink()
+        raise
+
+
+def reach(bundle: Mapping[str, Any]) -> None:
+    limit = time.monotonic() + bundle["reach_timeout"]
+    for each in bundle["reach"]:
+        while True:
+            try:
+                socket.create_connection((each["address"], each["port"]), timeout=3).close()
+                break
+            except OSError as error:
+                if time.monotonic() > limit:
+                    raise Failed(
+                        "reach",
+                        f"{each['name']} at {each['address']} port {each['port']} does not "
+                        f"answer through the tunnel: {error}",
+                    ) from error
+            time.sleep(1)
+
+
+def mount(root: str, each: Mapping[str, Any], log: str) -> None:
+    target = root + each["target"]
+    with open("/proc/self/mounts") as file:
+        mounted = [line.split()[1] for line in file]
+    if target in mounted:
+        return
+    with stage("mount"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+    options = ["-o", each["options"]] if each["options"] else []
+    argv = ["mount", "-t", each["type"], *options, each["source"], target]
+    execute("mount", argv, 60, log, attempts=3)
+
+
+def command(root: str, each: Mapping[str, Any], bundle: Mapping[str, Any], log: str) -> None:
+    memory = bundle["memory_mb"]
+    with open("/proc/meminfo") as file:
+        memory = min(memory, int(file.readline().split()[1]) // 1024)
+    argv = [argument.replace("{memory_mb}", str(memory)) for argument in each["argv"]]
+    who: dict[str, Any] = {}
+    if each["user"] != "root":
+        with stage(each["name"]):
+            uid, gid = numbers(root, each["user"])
+        who = {"user": uid, "group": gid, "extra_groups": []}
+    try:
+        execute(each["name"], argv, each["timeout"], log, each["attempts"], who)
+    except Failed:
+        if not each["may_fail"]:
+            raise
+
+
+def execute(
+    name: str,
+    argv: Sequence[str],
+    timeout: float,
+    log: str,
+    attempts: int = 1,
+    who: Mapping[str, Any] | None = None,
+) -> None:
+    """Run to the end of the process itself: a daemon it leaves behind may hold the output open."""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(2)
+        with open(log, "ab+") as output:
+            begin = output.seek(0, os.SEEK_END)
+            try:
+                process = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True, cwd="/", **(who or {}),
+                )  # fmt: skip
+            except OSError as error:
+                raise Failed(name, f"{argv[0]}: {error}") from error
+            try:
+                status = process.wait(timeout)
+                how = f"status {status}"
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                status, how = -1, f"no end after {timeout:g} s"
+            if status == 0:
+                return
+            output.seek(max(begin, output.seek(0, os.SEEK_END) - 1200))
+            tail = output.read().decode(errors="replace").strip()
+    raise Failed(name, f"{' '.join(argv)}: {how}\n{tail}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:4]))
