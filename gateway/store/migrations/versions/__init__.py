@@ -1,0 +1,1 @@
+"""Alembic revisions of the store; loaded only when a database is older than this software."""

@@ -1,0 +1,187 @@
+"""What the gateway must remember, and each change of it as one transaction.
+
+A process killed between two calls has made the first change whole and the second not at all; there
+is no state in between. Every method may be called from any thread. The clock is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, insert, or_, select, update
+
+from burst.model import Lease
+from gateway.store import tables as t
+from gateway.store.engine import open_engine, reading
+from gateway.store.joins import Joins
+from gateway.store.rows import lease_of, row_of
+from gateway.store.timeline import FINAL, Event, add_event
+
+
+class Store:
+    """One database. `close()` it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.joins = Joins(engine)
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open and, where needed, create or upgrade. Raises `gateway.store.engine.StoreError`."""
+        return cls(open_engine(url))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # -- leases ------------------------------------------------------------------------------
+
+    def lease(self, lease_id: str) -> Lease | None:
+        with reading(self._engine) as c:
+            row = c.execute(select(t.leases).where(t.leases.c.id == lease_id)).mappings().first()
+        return None if row is None else lease_of(dict(row))
+
+    def leases(self, ended_since: datetime | None = None) -> tuple[Lease, ...]:
+        """The living ones and, if asked, those ended at or after `ended_since`; oldest first."""
+        wanted: ColumnElement[bool] = t.leases.c.state.not_in(FINAL)
+        if ended_since is not None:
+            wanted = or_(wanted, t.leases.c.ended >= ended_since)
+        query = select(t.leases).where(wanted).order_by(t.leases.c.wanted, t.leases.c.id)
+        with reading(self._engine) as c:
+            return tuple(lease_of(dict(row)) for row in c.execute(query).mappings())
+
+    def all_leases(self) -> tuple[Lease, ...]:
+        query = select(t.leases).order_by(t.leases.c.wanted, t.leases.c.id)
+        with reading(self._engine) as c:
+            return tuple(lease_of(dict(row)) for row in c.execute(query).mappings())
+
+    def want(self, lease: Lease, at: datetime, *, limit: Decimal, since: datetime) -> bool:
+        """Store a new lease if its reservation fits the tenant's money, in one transaction.
+
+        `limit` is for what ended at or after `since` and what is reserved now. False: it does not
+        fit, or the id is known; then nothing was stored.
+        """
+        with self._engine.begin() as c:
+            if c.execute(select(t.leases.c.id).where(t.leases.c.id == lease.id)).first():
+                return False
+            used = _spent(c, lease.tenant, since) + _reserved(c, lease.tenant)
+            if lease.reserved and used + lease.reserved > limit:
+                return False
+            c.execute(insert(t.leases).values(row_of(lease)))
+            add_event(c, at, lease.id, "state", lease.state.value, "")
+        return True
+
+    def save(self, lease: Lease, at: datetime) -> None:
+        """Write the whole lease; with it, in one transaction, the event of a changed state and,
+        when the lease ends, its cost into the ledger (once, however often this is repeated).
+
+        An operator's drain request in the database is never overwritten by an older copy.
+        """
+        row = row_of(lease)
+        with self._engine.begin() as c:
+            before = c.execute(
+                select(t.leases.c.state, t.leases.c.drain_requested).where(
+                    t.leases.c.id == lease.id
+                )
+            ).first()
+            if before is None:
+                c.execute(insert(t.leases).values(row))
+            else:
+                row["drain_requested"] = before.drain_requested or lease.drain_requested
+                c.execute(update(t.leases).where(t.leases.c.id == lease.id).values(row))
+            if before is None or before.state != lease.state.value:
+                why = (
+                    f"{lease.failure.kind.value}: {lease.failure.message}" if lease.failure else ""
+                )
+                add_event(c, at, lease.id, "state", lease.state.value, why)
+            if not lease.living:
+                _settle(c, lease, at)
+
+    def request_drain(self, lease_id: str, reason: str, at: datetime) -> bool:
+        """Note an operator's wish to return the machine. False: no such living lease."""
+        with self._engine.begin() as c:
+            changed = c.execute(
+                update(t.leases)
+                .where(and_(t.leases.c.id == lease_id, t.leases.c.state.not_in(FINAL)))
+                .values(drain_requested=reason)
+            ).rowcount
+            if changed:
+                add_event(c, at, lease_id, "drain", "", reason)
+        return bool(changed)
+
+    def events(self, lease: str | None = None, after: int = 0, limit: int = 1000) -> list[Event]:
+        """The timeline, oldest first: of one lease, or of all; at most `limit` after id `after`."""
+        query = select(t.events).where(t.events.c.id > after).order_by(t.events.c.id).limit(limit)
+        if lease is not None:
+            query = query.where(t.events.c.lease == lease)
+        with reading(self._engine) as c:
+            return [Event(**row) for row in c.execute(query).mappings()]
+
+    # -- money -------------------------------------------------------------------------------
+
+    def spent(self, tenant: str, since: datetime) -> Decimal:
+        """What the tenant's ended leases cost, of those that ended at or after `since`."""
+        with reading(self._engine) as c:
+            return _spent(c, tenant, since)
+
+    def reserved(self, tenant: str) -> Decimal:
+        """What is set aside for the tenant's living leases."""
+        with reading(self._engine) as c:
+            return _reserved(c, tenant)
+
+    # -- the rest ---------------------------------------------------------------------------
+
+    def note(self, key: str, value: str) -> None:
+        """Keep one named text, such as the heartbeat."""
+        with self._engine.begin() as c:
+            if not c.execute(
+                update(t.meta).where(t.meta.c.key == key).values(value=value)
+            ).rowcount:
+                c.execute(insert(t.meta).values(key=key, value=value))
+
+    def notes(self) -> Mapping[str, str]:
+        with reading(self._engine) as c:
+            return {row.key: row.value for row in c.execute(select(t.meta))}
+
+    def prune(self, before: datetime) -> int:
+        """Forget leases that ended before `before`, and what hangs on them. Money stays."""
+        with self._engine.begin() as c:
+            old = select(t.leases.c.id).where(
+                and_(t.leases.c.state.in_(FINAL), t.leases.c.ended < before)
+            )
+            c.execute(delete(t.events).where(t.events.c.lease.in_(old)))
+            c.execute(delete(t.tokens).where(t.tokens.c.lease.in_(old)))
+            c.execute(delete(t.enrolments).where(t.enrolments.c.lease.in_(old)))
+            return c.execute(
+                delete(t.leases).where(and_(t.leases.c.state.in_(FINAL), t.leases.c.ended < before))
+            ).rowcount
+
+
+def _spent(c: Connection, tenant: str, since: datetime) -> Decimal:
+    query = select(t.ledger.c.amount).where(
+        and_(t.ledger.c.tenant == tenant, t.ledger.c.at >= since)
+    )
+    return sum(c.execute(query).scalars(), Decimal(0))
+
+
+def _reserved(c: Connection, tenant: str) -> Decimal:
+    query = select(t.leases.c.reserved).where(
+        and_(t.leases.c.tenant == tenant, t.leases.c.state.not_in(FINAL))
+    )
+    return sum(c.execute(query).scalars(), Decimal(0))
+
+
+def _settle(c: Connection, lease: Lease, at: datetime) -> None:
+    if c.execute(select(t.ledger.c.lease).where(t.ledger.c.lease == lease.id)).first() is None:
+        c.execute(
+            insert(t.ledger).values(
+                lease=lease.id, tenant=lease.tenant, at=lease.ended or at, amount=lease.cost
+            )
+        )

@@ -1,0 +1,323 @@
+"""The store: nothing is lost on the way in and out, and a kill leaves whole changes only."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from burst.model import Failure, FailureClass, Lease, LeaseState
+from gateway.enrolment import Refused
+from gateway.store import Joins, Store, StoreError
+from tests.gateway.leases import T0, lease, leases
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/state/gateway.sqlite"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with Store.open(url) as opened:
+        yield opened
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(value=leases)
+def test_a_lease_comes_back_as_it_went(store: Store, value: Lease) -> None:
+    value = replace(value, id=uuid4().hex)  # one store for all examples
+    store.save(value, T0)
+    assert store.lease(value.id) == value
+
+
+def test_a_reopened_store_has_everything(url: str) -> None:
+    with Store.open(url) as first:
+        first.save(lease(1), T0)
+        first.save(lease(2, state=LeaseState.JOINED), T0)
+        first.note("heartbeat", "now")
+    with Store.open(url) as again:
+        assert [item.id for item in again.leases()] == [lease(1).id, lease(2).id]
+        assert again.notes()["heartbeat"] == "now"
+
+
+def test_ended_leases_are_listed_only_since(store: Store) -> None:
+    store.save(lease(1, state=LeaseState.GONE, ended=T0), T0)
+    store.save(lease(2), T0)
+    assert [item.id for item in store.leases()] == [lease(2).id]
+    assert len(store.leases(ended_since=T0)) == 2
+    assert len(store.leases(ended_since=T0 + timedelta(seconds=1))) == 1
+
+
+def test_only_changes_of_state_are_events(store: Store) -> None:
+    value = lease(1)
+    store.save(value, T0)
+    store.save(replace(value, launch_attempts=1), T0 + timedelta(seconds=1))
+    failed = replace(
+        value, state=LeaseState.FAILED, failure=Failure(FailureClass.TUNNEL, "no packet"), ended=T0
+    )
+    store.save(failed, T0 + timedelta(seconds=2))
+    told = [(event.state, event.message) for event in store.events(value.id)]
+    assert told == [("wanted", ""), ("failed", "tunnel: no packet")]
+
+
+def test_an_ended_lease_is_settled_once(store: Store) -> None:
+    done = lease(1, state=LeaseState.GONE, ended=T0, cost=Decimal("0.034"))
+    store.save(done, T0)
+    store.save(done, T0 + timedelta(days=2))
+    assert store.spent("cms", T0) == Decimal("0.034")
+    assert store.spent("cms", T0 + timedelta(seconds=1)) == 0
+    assert store.spent("atlas", T0) == 0
+
+
+def test_money_is_checked_again_when_a_lease_is_wanted(store: Store) -> None:
+    store.save(lease(1, state=LeaseState.GONE, ended=T0, cost=Decimal(2)), T0)
+    store.save(lease(2, reserved=Decimal(2)), T0)
+    wish = lease(3, reserved=Decimal(1))
+    assert not store.want(wish, T0, limit=Decimal("4.99"), since=T0)
+    assert store.lease(wish.id) is None
+    assert store.want(wish, T0, limit=Decimal(5), since=T0)
+    assert not store.want(wish, T0, limit=Decimal(50), since=T0), "the id is known"
+    assert not store.want(lease(4, reserved=Decimal(1)), T0, limit=Decimal(5), since=T0)
+    assert store.want(lease(5), T0, limit=Decimal(0), since=T0), "what costs nothing always fits"
+    later = T0 + timedelta(seconds=1)
+    assert store.want(lease(6, reserved=Decimal(2)), T0, limit=Decimal(5), since=later)
+    assert (store.spent("cms", T0), store.reserved("cms")) == (Decimal(2), Decimal(5))
+
+
+def test_a_row_without_a_newer_field_is_read(url: str) -> None:
+    with Store.open(url) as store:
+        store.save(lease(1), T0)
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
+        raw.execute(
+            "UPDATE leases SET body = json_remove(body, '$.launch_attempts', '$.idle_since')"
+        )
+    with Store.open(url) as store:
+        assert store.leases() == (lease(1),)
+
+
+def test_a_drain_request_survives_an_older_copy(store: Store) -> None:
+    old = lease(1)
+    store.save(old, T0)
+    assert store.request_drain(old.id, "kernel update", T0)
+    store.save(replace(old, state=LeaseState.REQUESTED), T0)
+    kept = store.lease(old.id)
+    assert kept is not None
+    assert (kept.state, kept.drain_requested) == (LeaseState.REQUESTED, "kernel update")
+
+
+def test_what_is_not_living_cannot_be_drained(store: Store) -> None:
+    store.save(lease(1, state=LeaseState.GONE, ended=T0), T0)
+    assert not store.request_drain(lease(1).id, "x", T0)
+    assert not store.request_drain("nobody", "x", T0)
+
+
+class TestTokens:
+    """The rules are those of `gateway.enrolment.TokenStore`."""
+
+    expiry = T0 + timedelta(minutes=10)
+
+    @pytest.fixture
+    def joins(self, store: Store) -> Joins:
+        store.save(lease(1, state=LeaseState.BOOTING), T0)
+        store.joins.mint(lease(1).id, "h1", self.expiry)
+        return store.joins
+
+    def test_the_same_machine_may_ask_again_even_late(self, joins: Joins) -> None:
+        assert joins.redeem("h1", "n1", T0, "p") == lease(1).id
+        assert joins.redeem("h1", "n1", T0 + timedelta(hours=1), "p") == lease(1).id
+
+    def test_another_may_not(self, joins: Joins) -> None:
+        joins.redeem("h1", "n1", T0, "p")
+        answer = joins.redeem("h1", "n2", T0, "p")
+        assert isinstance(answer, Refused)
+        assert "used before" in answer.reason
+
+    def test_unknown_expired_and_empty_are_refused(self, joins: Joins) -> None:
+        for hashed, nonce, at in (("h2", "n1", T0), ("h1", "n1", self.expiry), ("h1", "", T0)):
+            answer = joins.redeem(hashed, nonce, at, "p")
+            assert isinstance(answer, Refused)
+            assert not answer.retry
+
+    @pytest.mark.parametrize("state", LeaseState)
+    def test_in_each_state_of_the_lease(
+        self, store: Store, joins: Joins, state: LeaseState
+    ) -> None:
+        ended = T0 if state in (LeaseState.GONE, LeaseState.FAILED) else None
+        store.save(lease(1, state=state, ended=ended), T0)
+        answer = joins.redeem("h1", "n1", T0, "p")
+        if state in (LeaseState.WANTED, LeaseState.REQUESTED):
+            assert isinstance(answer, Refused)
+            assert answer.retry
+            store.save(lease(1, state=LeaseState.BOOTING), T0)
+            assert joins.redeem("h1", "another: nothing was bound", T0, "p") == lease(1).id
+        elif state in (LeaseState.BOOTING, LeaseState.TUNNELLED):
+            assert answer == lease(1).id
+        else:
+            assert isinstance(answer, Refused)
+            assert not answer.retry
+
+    def test_a_joined_machine_may_reboot(self, store: Store, joins: Joins) -> None:
+        joins.redeem("h1", "n1", T0, "p")
+        store.save(lease(1, state=LeaseState.JOINED), T0)
+        assert joins.redeem("h1", "n1", T0, "p") == lease(1).id
+
+    def test_a_repeated_mint_prolongs_only_what_is_unused(self, joins: Joins) -> None:
+        later = self.expiry + timedelta(hours=1)
+        joins.mint(lease(1).id, "h1", later)
+        assert joins.redeem("h1", "n1", self.expiry, "p") == lease(1).id
+        joins.mint(lease(1).id, "h1", later)
+        assert isinstance(joins.redeem("h1", "n2", T0, "p"), Refused)
+
+    def test_of_many_at_once_one_wins(self, joins: Joins) -> None:
+        won: list[str] = []
+        start = threading.Barrier(8)
+
+        def redeem(nonce: str) -> None:
+            start.wait()
+            if not isinstance(joins.redeem("h1", nonce, T0, "p"), Refused):
+                won.append(nonce)
+
+        threads = [threading.Thread(target=redeem, args=(f"n{i}",)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(won) == 1
+
+
+def test_the_first_failure_a_machine_reports_stays(store: Store) -> None:
+    joins, one = store.joins, lease(1).id
+    store.save(lease(1), T0)
+    joins.report(one, "munge", False, "munged did not start", T0)
+    joins.report(one, "slurmd", False, "slurmd did not start", T0)
+    joins.enrolled(one, T0 + timedelta(seconds=5))
+    joins.enrolled(one, T0 + timedelta(seconds=9))
+    said = joins.heard()[one]
+    assert (said.failure, said.phase) == ("munge: munged did not start", "slurmd")
+    assert said.at == T0 + timedelta(seconds=5)
+    assert said.heard == T0 + timedelta(seconds=9)
+
+
+def test_a_machine_whose_lease_ended_is_told(store: Store) -> None:
+    store.save(lease(1, state=LeaseState.JOINED), T0)
+    assert store.joins.seen(lease(1).id, T0)
+    store.save(lease(1, state=LeaseState.GONE, ended=T0), T0)
+    assert not store.joins.seen(lease(1).id, T0)
+    assert not store.joins.seen("nobody", T0)
+    assert store.joins.heard() == {}
+
+
+def test_pruning_keeps_money_and_the_living(store: Store) -> None:
+    store.save(lease(1, state=LeaseState.GONE, ended=T0, cost=Decimal(3)), T0)
+    store.save(lease(2), T0)
+    assert store.prune(T0 + timedelta(days=1)) == 1
+    assert store.lease(lease(1).id) is None
+    assert store.events(lease(1).id) == []
+    assert store.lease(lease(2).id) is not None
+    assert store.spent("cms", T0) == 3
+
+
+WRITER = """
+import itertools, sys
+from dataclasses import replace
+from decimal import Decimal
+from burst.model import LeaseState
+from gateway.store import Store
+from tests.gateway.leases import T0, lease
+store = Store.open(sys.argv[1])
+for n in itertools.count(1):
+    for state in LeaseState:
+        if state is LeaseState.FAILED:
+            continue
+        ended = T0 if state is LeaseState.GONE else None
+        store.save(lease(n, state=state, ended=ended, cost=Decimal(1)), T0)
+        sys.stdout.write(f"{n} {state.value}\\n")
+        sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_after_sigkill_what_was_said_to_be_written_is_there_and_whole(url: str, seed: int) -> None:
+    Store.open(url).close()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    assert writer.stdout is not None
+    said = [writer.stdout.readline() for _ in range(random.Random(seed).randint(5, 80))]
+    os.kill(writer.pid, signal.SIGKILL)
+    said += writer.stdout.readlines()
+    writer.wait(30)
+    number, state = next(line for line in reversed(said) if line.endswith("\n")).split()
+    order = [item.value for item in LeaseState]
+    with Store.open(url) as store:
+        found = store.all_leases()
+        last = found[int(number) - 1]
+        assert order.index(last.state.value) >= order.index(state)
+        for item in found:  # a state and its event and its money are one change
+            assert store.events(item.id)[-1].state == item.state.value
+        ended = sum(not item.living for item in found)
+        assert store.spent("cms", T0) == ended
+
+
+class TestSchema:
+    def test_the_revisions_build_what_is_declared(self, tmp_path: Path) -> None:
+        from alembic.autogenerate import compare_metadata
+        from alembic.migration import MigrationContext
+        from sqlalchemy import create_engine
+
+        from gateway.store.engine import migrate
+        from gateway.store.tables import metadata
+
+        engine = create_engine(f"sqlite:///{tmp_path}/migrated.sqlite")
+        migrate(engine, "x", None)
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection)
+            assert compare_metadata(context, metadata) == []
+        engine.dispose()
+        Store.open(f"sqlite:///{tmp_path}/migrated.sqlite").close()
+
+    def test_alembic_is_imported_only_when_needed(self, url: str) -> None:
+        code = (
+            "import sys; from gateway.store import Store; "
+            f"Store.open({url!r}).close(); Store.open({url!r}).close(); "
+            "sys.exit('alembic' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+    def test_a_newer_database_is_left_alone(self, url: str) -> None:
+        Store.open(url).close()
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
+            raw.execute("UPDATE alembic_version SET version_num = '9999'")
+        with pytest.raises(StoreError, match="newer version"):
+            Store.open(url)
+
+    def test_a_foreign_database_is_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "other.sqlite"
+        with sqlite3.connect(path) as raw:
+            raw.execute("CREATE TABLE theirs (x)")
+        with pytest.raises(StoreError, match="none of ours"):
+            Store.open(f"sqlite:///{path}")
+
+    def test_what_is_no_database_is_said_so(self, tmp_path: Path) -> None:
+        path = tmp_path / "text"
+        path.write_text("this is no database, it is a text that is long enough" * 40)
+        with pytest.raises(StoreError, match="not a database"):
+            Store.open(f"sqlite:///{path}")
+        with pytest.raises(StoreError, match="no database URL"):
+            Store.open("nonsense")
