@@ -200,6 +200,7 @@ class Lease:
     failed: datetime | None = None  # when `failure` was concluded
     unwell_since: datetime | None = None  # its machine or its node is not where it should be
     used: datetime | None = None  # when a job was last seen on its node
+    machine_ended: datetime | None = None  # when the provider stopped charging, where it says so
 
     @property
     def living(self) -> bool:

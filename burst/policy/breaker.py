@@ -1,0 +1,114 @@
+"""When not to try again: back-off by (provider, type, zone), and pools that only fail.
+
+Read from the leases themselves (living, and ended within `Policy.pause`), so that a restart
+forgets nothing. A machine that never becomes a node costs money and helps nobody; relaunching it
+for ever is how others had 100 of 100 machines stuck (tardis#205). So an *unproven* pool, one where
+nobody has joined yet, has at most K leases in flight, and K failures in a row pause it. Throttling
+is a matter of the provider's API alone: it delays launches, and says nothing of capacity
+(aws-parallelcluster-node#734).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from burst.leases import backoff
+from burst.model import FailureClass, Lease, LeaseState, Offer, Policy
+
+BROKEN_POOL = frozenset(
+    {FailureClass.BOOTSTRAP, FailureClass.TUNNEL, FailureClass.JOIN, FailureClass.CONFIG}
+)
+BROKEN_OFFER = frozenset(
+    {FailureClass.NO_CAPACITY, FailureClass.QUOTA, FailureClass.LOST, FailureClass.INTERRUPTED}
+)
+_BEFORE_JOIN = frozenset(
+    {LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.BOOTING, LeaseState.TUNNELLED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHealth:
+    """What a pool's recent leases say of it."""
+
+    failures: int  # in a row, the latest ones
+    last: Lease | None  # the latest failed one
+    proven: bool  # somebody joined since the last failure
+    paused_until: datetime | None
+    in_flight: int  # not yet joined
+
+    def may_start(self, policy: Policy) -> int | None:
+        """How many more leases may be in flight now; None: no limit of this kind."""
+        if self.paused_until is not None:
+            return 0
+        if self.proven:
+            return None
+        return max(policy.failures_to_pause - self.failures - self.in_flight, 0)
+
+
+def pool_health(leases: Iterable[Lease], now: datetime, policy: Policy) -> PoolHealth:
+    """`leases` are those of one pool."""
+    verdicts: list[tuple[datetime, bool, str]] = []
+    by_id: dict[str, Lease] = {}
+    in_flight = 0
+    for lease in leases:
+        by_id[lease.id] = lease
+        if lease.failure is not None and lease.failure.kind in BROKEN_POOL:
+            verdicts.append((lease.failed or lease.wanted, False, lease.id))
+        elif lease.joined is not None:
+            verdicts.append((lease.joined, True, lease.id))
+        if lease.state in _BEFORE_JOIN and lease.failure is None:
+            in_flight += 1
+    verdicts.sort()
+    failures, last = 0, None
+    for _, joined, lease_id in reversed(verdicts):
+        if joined:
+            break
+        failures += 1
+        last = last or by_id[lease_id]
+    until = None
+    if last is not None and failures >= policy.failures_to_pause:
+        end = (last.failed or last.wanted) + policy.pause
+        until = end if end > now else None
+    proven = bool(verdicts) and verdicts[-1][1]
+    return PoolHealth(failures, last, proven, until, in_flight)
+
+
+def offer_blocked_until(
+    offer: Offer, leases: Iterable[Lease], now: datetime, policy: Policy
+) -> datetime | None:
+    """When this offer may be tried again; None: now. A quota counts for the type in all zones."""
+    failed: list[datetime] = []
+    worked: datetime | None = None
+    for lease in leases:
+        if (lease.provider, lease.type) != (offer.provider, offer.type):
+            continue
+        kind = lease.failure.kind if lease.failure else None
+        same_zone = lease.zone == offer.zone or not lease.zone or not offer.zone
+        if lease.failed and kind in BROKEN_OFFER and (same_zone or kind is FailureClass.QUOTA):
+            failed.append(lease.failed)
+        elif lease.joined is not None and same_zone:
+            worked = max(worked, lease.joined) if worked else lease.joined
+    in_row = [instant for instant in failed if worked is None or instant > worked]
+    if not in_row:
+        return None
+    until = max(in_row) + backoff(len(in_row), policy)
+    return until if until > now else None
+
+
+def throttled_until(provider: str, leases: Iterable[Lease], now: datetime) -> datetime | None:
+    """Until when this provider wants to be asked less."""
+    until = None
+    for lease in leases:
+        throttled = (
+            lease.provider == provider
+            and lease.state is LeaseState.WANTED
+            and lease.setback is not None
+            and lease.setback.kind is FailureClass.THROTTLED
+            and lease.retry_after is not None
+            and lease.retry_after > now
+        )
+        if throttled and lease.retry_after is not None:
+            until = max(until, lease.retry_after) if until else lease.retry_after
+    return until
