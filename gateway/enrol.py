@@ -72,7 +72,7 @@ class EnrolServer:
                 "see gateway.enrol in the site file",
             ) from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, name="enrol"
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="enrol"
         )
         self._thread.daemon = True
         self._thread.start()

@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from burst.join.bundle import Bundle, BundleError
+from burst.model import FailureClass
 from gateway.tokens import SiteSecret, token_hash
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,19 @@ class TokenStore(Protocol):
         """The bundle is about to be handed out."""
 
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
-        """What the machine says of its joining."""
+        """What the machine says of its joining: `joined`, or a failure, `stage` then a class."""
 
     def seen(self, lease_id: str, now: datetime) -> bool:
         """The machine lives; False when its lease does not any more."""
+
+
+def failure_class(stage: str) -> FailureClass:
+    """What a machine's failure at this stage of `join.sh` or `apply.py` says of the lease."""
+    if stage in ("link", "reach"):
+        return FailureClass.TUNNEL
+    if stage in ("prerequisites", "metadata", "enrol", "apply", "clock", "preflight"):
+        return FailureClass.BOOTSTRAP
+    return FailureClass.JOIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +157,12 @@ class Enrolment:
             raise RequestError(400, "ok must be true or false, detail a text")
         # The machine's words end in an operator's terminal: no escape sequences.
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in detail)
-        self._store.report(lease_id, stage, ok, printable[:DETAIL_LENGTH], self._clock())
+        said = printable[:DETAIL_LENGTH]
+        if ok:
+            self._store.report(lease_id, stage, True, said, self._clock())
+        else:
+            kind = failure_class(stage)
+            self._store.report(lease_id, kind.value, False, f"{stage}: {said}", self._clock())
         log.log(
             logging.INFO if ok else logging.WARNING,
             "lease %s: %s %s %s", lease_id, stage, "ok" if ok else "failed", printable[-200:],

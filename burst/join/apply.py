@@ -193,8 +193,9 @@ def reach(bundle: Mapping[str, Any]) -> None:
                 break
             except OSError as error:
                 if time.monotonic() > limit:
+                    refused = isinstance(error, ConnectionRefusedError)
                     raise Failed(
-                        "reach",
+                        "service" if refused else "reach",  # a refusal came through the tunnel
                         f"{each['name']} at {each['address']} port {each['port']} does not "
                         f"answer through the tunnel: {error}",
                     ) from error
