@@ -1,0 +1,194 @@
+"""The whole site file: dvn's part, the gateway's and the burst engine's, and what binds them.
+
+Every problem of the file is found in one reading, each with file, line and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from burst.model import Policy, Pool
+from dvn import located, spec
+from dvn.forms import nearest, validate
+from dvn.located import Located, Path_, Problem, SpecError
+from dvn.spec import Site
+from gateway.sections import BurstConfig, GatewayConfig, PoolConfig, policy_of
+
+FOREIGN = ("gateway", "burst")
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """One file, checked as a whole. `burst` is None on a site that only has networks."""
+
+    path: Path
+    site: Site
+    gateway: GatewayConfig
+    burst: BurstConfig | None
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        if self.burst is None:
+            return ()
+        return tuple(config.pool(name) for name, config in sorted(self.burst.pools.items()))
+
+    @property
+    def policy(self) -> Policy:
+        return Policy() if self.burst is None else policy_of(self.burst)
+
+
+def load(path: Path) -> SiteFile:
+    """Read and check the file. Raises `SpecError` with every problem."""
+    return parse(located.load(path), path)
+
+
+def parse(doc: Located, path: Path) -> SiteFile:
+    problems: list[Problem] = []
+    site: Site | None = None
+    gateway: GatewayConfig | None = None
+    burst: BurstConfig | None = None
+    try:
+        site = spec.parse_site(doc, also=FOREIGN)
+    except SpecError as error:
+        problems += error.problems
+    try:
+        part = doc.get("gateway")
+        gateway = GatewayConfig() if part is None else validate(GatewayConfig, part)
+    except SpecError as error:
+        problems += error.problems
+    try:
+        part = doc.get("burst")
+        burst = None if part is None else validate(BurstConfig, part)
+    except SpecError as error:
+        problems += error.problems
+    if site is not None and burst is not None:
+        problems += [problem.placed(doc) for problem in _conflicts(site, burst)]
+    if problems or site is None or gateway is None:
+        raise SpecError(problems)
+    return SiteFile(path, site, gateway, burst)
+
+
+def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
+    """What is wrong between values that are right by themselves."""
+    if site.underlay is None:
+        yield _problem(
+            "there are pools, but the site has no underlay for their tunnels",
+            "add `underlay: {interface: ..., address: ...}`",
+            "pools",
+        )
+    for name, pool in burst.pools.items():
+        yield from _pool_conflicts(site, burst, name, pool)
+    yield from _shared(burst)
+    for tenant in burst.budgets:
+        if tenant not in site.tenants:
+            yield _problem(
+                f"a budget for tenant `{tenant}`, which is not declared",
+                nearest(tenant, site.tenants),
+                "budgets",
+                tenant,
+            )
+    policy = policy_of(burst)
+    if policy.backoff_first > policy.backoff_limit:
+        yield _problem(
+            "backoff_first is longer than backoff_limit",
+            "make it shorter",
+            "policy",
+            "backoff_first",
+        )
+
+
+def _pool_conflicts(
+    site: Site, burst: BurstConfig, name: str, pool: PoolConfig
+) -> Iterator[Problem]:
+    at = ("pools", name)
+    if pool.provider not in burst.providers:
+        fix = nearest(pool.provider, burst.providers)
+        yield _problem(f"there is no provider `{pool.provider}`", fix, *at, "provider")
+    if pool.partition in pool.from_partitions:
+        yield _problem(
+            f"partition `{pool.partition}` is where jobs come from and where they go",
+            "give borrowed nodes a partition of their own",
+            *at,
+            "partition",
+        )
+    if "max_machines" in pool.model_fields_set and pool.max_machines > len(pool.addresses):
+        yield _problem(
+            f"max_machines is {pool.max_machines}, but there are {len(pool.addresses)} addresses",
+            "add addresses, or lend fewer machines",
+            *at,
+            "max_machines",
+        )
+    tenant = site.tenants.get(pool.tenant)
+    if tenant is None:
+        fix = nearest(pool.tenant, site.tenants)
+        yield _problem(f"there is no tenant `{pool.tenant}`", fix, *at, "tenant")
+        return
+    if pool.network not in tenant.networks:
+        fix = nearest(pool.network, tenant.networks)
+        yield _problem(
+            f"tenant `{pool.tenant}` has no network `{pool.network}`", fix, *at, "network"
+        )
+        return
+    yield from _address_conflicts(site, name, pool)
+
+
+def _address_conflicts(site: Site, name: str, pool: PoolConfig) -> Iterator[Problem]:
+    """The first address of the pool that cannot be a machine's: one problem tells it all."""
+    network = site.network(pool.tenant, pool.network)
+    gateways = {interface.ip for interface in network.gateways()}
+    ports = {port.address for port in network.ports if port.address is not None}
+    for text in pool.addresses:
+        address = ip_address(text)
+        prefix = next((p for p in network.prefix if address in p), None)
+        if prefix is None:
+            shown = ", ".join(map(str, network.prefix))
+            what = f"address {text} is outside network `{pool.network}`"
+            fix = f"use addresses of {shown}"
+        elif address in gateways:
+            what, fix = f"address {text} is the gateway's", "leave it out of the range"
+        elif address in (prefix.network_address, prefix.broadcast_address):
+            what = f"address {text} is the first or last of {prefix}, which no machine may have"
+            fix = "leave it out of the range"
+        elif address in ports:
+            what, fix = f"address {text} is taken by a port", "leave it out of the range"
+        else:
+            continue
+        yield _problem(what, fix, "pools", name, "addresses")
+        return
+
+
+def _shared(burst: BurstConfig) -> Iterator[Problem]:
+    """What two pools must not share: a partition of two tenants, an address in one network."""
+    owners: dict[str, str] = {}
+    taken: dict[tuple[str, str, str], str] = {}
+    for name, pool in burst.pools.items():
+        owner = owners.setdefault(pool.partition, pool.tenant)
+        if owner != pool.tenant:
+            yield _problem(
+                f"partition `{pool.partition}` is tenant `{owner}`'s already: "
+                "two tenants would run jobs on each other's machines",
+                f"give tenant `{pool.tenant}` a partition of its own",
+                "pools",
+                name,
+                "partition",
+            )
+        first = next((a for a in pool.addresses if (pool.tenant, pool.network, a) in taken), None)
+        if first is not None:
+            other = taken[pool.tenant, pool.network, first]
+            yield _problem(
+                f"address {first} belongs to pool `{other}` already",
+                "give each pool addresses of its own",
+                "pools",
+                name,
+                "addresses",
+            )
+        for address in pool.addresses:
+            taken.setdefault((pool.tenant, pool.network, address), name)
+
+
+def _problem(what: str, fix: str, *path: str) -> Problem:
+    place: Path_ = ("burst", *path)
+    return Problem("", 0, what, fix, place)
