@@ -1,0 +1,51 @@
+"""`python -m lab.kernel [--vm|--here] [--timeout S] [--output PATH]... -- command...`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lab.kernel import KernelError
+from lab.kernel.runner import run
+
+FAILED = 125
+"""Exit status when it is not the command that failed (as env(1), timeout(1) and docker have it)."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status of the command, or 125 with one line on stderr when there is no kernel to run it on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.kernel",
+        description="Runs a command on a full kernel: here if this one has GRE, VLANs, VRF, WireGuard ..., "
+        "else in a small VM with the same files (writes stay in the VM's memory).",
+    )
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--vm", dest="where", action="store_const", const="vm", help="always in the VM")
+    place.add_argument("--here", dest="where", action="store_const", const="here", help="never in the VM")
+    parser.add_argument("--timeout", type=float, metavar="S", help="end the command after S seconds (status 124)")
+    parser.add_argument(
+        "--output", type=Path, action="append", default=[], metavar="PATH", help="copy this file or directory out"
+    )
+    parser.add_argument("--cpus", type=int, default=4, help="of the VM (default 4)")
+    parser.add_argument("--memory", type=int, default=6144, metavar="MB", help="of the VM (default 6144)")
+    parser.add_argument("argv", nargs="+", metavar="command")
+    given = parser.parse_args(arguments)
+    try:
+        return run(
+            given.argv,
+            outputs=given.output,
+            timeout=given.timeout,
+            cpus=given.cpus,
+            memory_mb=given.memory,
+            where=given.where or "auto",
+        )
+    except KernelError as error:
+        sys.stderr.write(f"lab.kernel: {error}\n")
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
