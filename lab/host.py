@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import select
 import shlex
 import signal
 import socket
@@ -117,12 +118,11 @@ class Host:
     @property
     def alive(self) -> bool:
         """False after kill(), or when pid 1 has died."""
-        if self._alive:
-            try:
-                signal.pidfd_send_signal(self._pidfd, 0)
-            except (ProcessLookupError, OSError):
-                return False
-        return self._alive
+        if not self._alive:
+            return False
+        poll = select.poll()  # a pidfd is readable when its process has ended (pidfd_open(2))
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def inside(self, action: Callable[[], T], *, namespaces: int = _ALL_NAMESPACES) -> T:
         """Call action in a thread that is inside the host: its files, network and process ids.

@@ -102,6 +102,11 @@ class Lab:
             self.close()
             raise
 
+    @property
+    def keeper_pid(self) -> int:
+        """The process that holds the hosts."""
+        return self._keeper.pid
+
     def __enter__(self) -> Self:
         return self
 

@@ -49,6 +49,7 @@ class Keeper:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
         try:
+            self._quiet_tunnels()
             self._make_cgroup()
             cgroup = self._cgroup is not None
             self._say({"ok": True, "cgroup": cgroup, "controllers": sorted(self._controllers)})
@@ -58,6 +59,16 @@ class Keeper:
             pass  # the lab died while we wrote to it: the same as its end of file
         finally:
             self._remove_all()
+
+    @staticmethod
+    def _quiet_tunnels() -> None:
+        """In the lab's VM: no gre0, sit0 and the like appear by themselves in each host.
+
+        The setting is the whole kernel's, so it is left alone on a machine that is not ours.
+        """
+        if os.environ.get("DVN_LAB_KERNEL") == "vm":
+            with suppress(OSError):
+                Path("/proc/sys/net/core/fb_tunnels_only_for_init_net").write_text("1")
 
     def _say(self, message: Mapping[str, Any]) -> None:
         self._control.send(json.dumps(message).encode())
@@ -174,6 +185,9 @@ class Keeper:
         if self._cgroup is not None and self._home is not None:
             (self._home / "cgroup.procs").write_text("0")
             _remove_group(self._cgroup)
+        if self._state is not None:
+            with suppress(OSError):  # others' files may be in it
+                self._state.rmdir()
 
 
 def _own_cgroup() -> str:
@@ -264,12 +278,13 @@ def _furnish(request: Mapping[str, Any], has_cgroup: bool, upper: Path | None) -
     if scratch is None:
         linux.mount("tmpfs", SCRATCH, "tmpfs", 0, "mode=700")
         scratch = Path(SCRATCH)
-    for path, kind in request["private"].items():
-        if not Path(path).is_dir():
-            continue
+    private = {p: kind for p, kind in request["private"].items() if Path(p).is_dir()}
+    # Overlays first: an empty directory (/tmp) may cover where their upper layers are reached.
+    for path, kind in private.items():
         if kind == "overlay":
             _overlay(path, scratch)
-        else:
+    for path, kind in private.items():
+        if kind == "empty":
             mode = "1777" if path in ("/tmp", "/dev/shm") else "755"
             linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode={mode}")
     if upper is None:
@@ -278,7 +293,7 @@ def _furnish(request: Mapping[str, Any], has_cgroup: bool, upper: Path | None) -
     for path, fd in keep.items():
         _restore(path, fd)
     _mount_kernel_views(has_cgroup)
-    if Path("/run/lock").parent.is_dir():
+    if private.get("/run") == "empty":
         Path("/run/lock").mkdir(exist_ok=True)
         Path("/run/lock").chmod(0o1777)
 

@@ -5,6 +5,7 @@ library costs seconds to import there.
 """
 
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
@@ -12,12 +13,15 @@ from types import TracebackType
 from typing import Self
 
 # Of rtnetlink(7) and the kernel header linux/if_link.h.
-_RTM_NEWLINK, _RTM_DELLINK = 16, 17
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 17, 20, 24
 _REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400
 _NLMSG_ERROR = 2
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_PID = 3, 4, 18, 19
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _NESTED = 0x8000
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_F_NODAD = 1, 2, 4, 0x2
+_RTA_DST, _RTA_GATEWAY = 1, 5
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1  # netdevice(7)
 
 
@@ -90,6 +94,36 @@ class Netlink:
     def delete(self, index: int) -> None:
         """Remove a link by its index."""
         self._send(_RTM_DELLINK, 0, _link(index))
+
+    def add_address(self, interface: str, address: str) -> None:
+        """Give a device an address ("10.0.0.1/24"), without duplicate address detection."""
+        own = ipaddress.ip_interface(address)
+        family = socket.AF_INET if own.version == 4 else socket.AF_INET6
+        body = struct.pack(
+            "BBBBI",
+            family,
+            own.network.prefixlen,
+            _IFA_F_NODAD,
+            0,
+            socket.if_nametoindex(interface),
+        )
+        body += _attribute(_IFA_LOCAL, own.packed) + _attribute(_IFA_ADDRESS, own.packed)
+        if own.version == 4 and own.network.prefixlen < 31:
+            body += _attribute(_IFA_BROADCAST, own.network.broadcast_address.packed)
+        self._send(_RTM_NEWADDR, _CREATE | _EXCL, body)
+
+    def add_route(self, prefix: str, via: str) -> None:
+        """Add a route to a prefix, or "default", by a next hop on a connected network."""
+        hop = ipaddress.ip_address(via)
+        family = socket.AF_INET if hop.version == 4 else socket.AF_INET6
+        target = None if prefix == "default" else ipaddress.ip_network(prefix)
+        length = 0 if target is None else target.prefixlen
+        body = struct.pack(
+            "8BI", family, length, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0
+        )
+        if target is not None and length:
+            body += _attribute(_RTA_DST, target.network_address.packed)
+        self._send(_RTM_NEWROUTE, _CREATE | _EXCL, body + _attribute(_RTA_GATEWAY, hop.packed))
 
 
 def set_up(name: str) -> None:
