@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from burst.model import Lease
+from burst.model import Lease, Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Launch:
 class Admit:
     """Let a node that has just registered take jobs."""
 
-    node: str
+    node: Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,8 +264,8 @@ def _of_booting(lease: Lease, world: World) -> Failure | None:
         return Failure(
             FailureClass.BOOTSTRAP,
             f"machine {lease.machine} runs since {duration_text(policy.boot_timeout)}, and "
-            "nothing was heard of it: no packet through the tunnel, no enrolment; see its console output, "
-            "and that it may reach the enrolment port",
+            "nothing was heard of it: no packet through the tunnel, no enrolment; see its console "
+            "output, and that it may reach the enrolment port",
         )
     watched = link.since if link is not None else None
     patience = policy.tunnel_timeout if link is not None else policy.boot_timeout

@@ -97,18 +97,12 @@ def offer_blocked_until(
     return until if until > now else None
 
 
-def throttled_until(provider: str, leases: Iterable[Lease], now: datetime) -> datetime | None:
-    """Until when this provider wants to be asked less."""
-    until = None
+def throttled_until(leases: Iterable[Lease], now: datetime) -> dict[str, datetime]:
+    """The providers that want to be asked less, and until when."""
+    until: dict[str, datetime] = {}
     for lease in leases:
-        throttled = (
-            lease.provider == provider
-            and lease.state is LeaseState.WANTED
-            and lease.setback is not None
-            and lease.setback.kind is FailureClass.THROTTLED
-            and lease.retry_after is not None
-            and lease.retry_after > now
-        )
-        if throttled and lease.retry_after is not None:
-            until = max(until, lease.retry_after) if until else lease.retry_after
+        setback = lease.setback.kind if lease.setback and lease.state is LeaseState.WANTED else None
+        again = lease.retry_after
+        if setback is FailureClass.THROTTLED and again is not None and again > now:
+            until[lease.provider] = max(until.get(lease.provider, again), again)
     return until

@@ -70,7 +70,7 @@ def refusal(
             f"{pool.name} has {largest['cores']} cores and {largest['memory_mb']} MiB for jobs"
         )
         return Refusal(4, "too-big", text)
-    if job.reason and job.reason.startswith(_NOT_FOR_WANT_OF_MACHINES):
+    if not waits_for_machines(job):
         text = f"the LRMS holds it back ({job.reason}); another machine would not help"
         return Refusal(5, "lrms-reason", text)
     age = now - job.submitted
@@ -81,6 +81,11 @@ def refusal(
         )
         return Refusal(6, "young", text)
     return None
+
+
+def waits_for_machines(job: Job) -> bool:
+    """Whether another machine could help this pending job at all."""
+    return job.state is JobState.PENDING and not job.reason.startswith(_NOT_FOR_WANT_OF_MACHINES)
 
 
 def _overlap(some: Collection[str], others: Collection[str]) -> bool:

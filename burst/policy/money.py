@@ -54,7 +54,7 @@ def first_reservation(price_per_hour: Decimal, longest_job: timedelta, policy: P
     """What is reserved before a launch: at least `reserve_hours`, and enough for the job."""
     whole_life = policy.expected_start_cost + longest_job + 2 * policy.return_time
     return max(
-        (price_per_hour * policy.reserve_hours).quantize(_GRAIN, ROUND_CEILING),
+        step_of(price_per_hour, policy),
         price_of(price_per_hour, whole_life),
         price_of(price_per_hour, timedelta(seconds=MINIMUM_BILLED_SECONDS)),
     )
@@ -69,24 +69,36 @@ class Cover:
 
 
 def cover(
-    lease: Lease, busy: timedelta, free: Decimal, now: datetime, policy: Policy, *, shrink: bool
+    lease: Lease,
+    busy: timedelta,
+    free: Decimal,
+    now: datetime,
+    policy: Policy,
+    spare: timedelta | None = None,
 ) -> Cover:
     """The reservation that carries the lease through `busy` more time and its return.
 
-    It moves in steps of `reserve_hours`, so that it is not written every round; with `shrink`
-    more than two steps too much is given back.
+    It moves in steps of `reserve_hours`, so that it is not written every round. With `spare`, time
+    for a job that may yet start there, what exceeds both by more than two steps is given back.
     """
     spent = accrued(lease, now)
     need = price_of(lease.price_per_hour, busy + policy.return_time)
     least = max(spent + need, price_of(lease.price_per_hour, timedelta(seconds=60)))
-    quantum = (lease.price_per_hour * policy.reserve_hours).quantize(_GRAIN, ROUND_CEILING)
+    quantum = step_of(lease.price_per_hour, policy)
     if lease.reserved < least:
         target = min(least + quantum, lease.reserved + max(free, Decimal(0)))
         reserved = max(target, lease.reserved)
         return Cover(reserved, max(least - reserved, Decimal(0)))
-    if shrink and lease.reserved > least + 2 * quantum:
-        return Cover(least + quantum, Decimal(0))
+    if spare is not None:
+        enough = least + price_of(lease.price_per_hour, spare) + quantum
+        if lease.reserved > enough + quantum:
+            return Cover(enough, Decimal(0))
     return Cover(lease.reserved, Decimal(0))
+
+
+def step_of(price_per_hour: Decimal, policy: Policy) -> Decimal:
+    """By how much a reservation grows at a time."""
+    return (price_per_hour * policy.reserve_hours).quantize(_GRAIN, ROUND_CEILING)
 
 
 @dataclass(frozen=True, slots=True)

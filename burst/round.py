@@ -1,0 +1,153 @@
+"""The scratch paper of one decision: what the passes of `decide` read and write.
+
+It lives for one call only. Passes change `leases` and `free`, and note actions and reasons; the
+order in which the actions come out is fixed here, once: a lease is stored before anything is done
+about it, and money is reserved before a job is sent where it costs money.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from burst.actions import (
+    Action,
+    Admit,
+    Decision,
+    Drain,
+    Launch,
+    Reason,
+    Remove,
+    Subject,
+    Terminate,
+    Update,
+    Want,
+)
+from burst.leases import Effect, Observation, step
+from burst.model import Budget, Failure, Lease, LeaseState, Machine, Policy, Pool
+from burst.observe import World
+
+ACCEPTING = (LeaseState.TUNNELLED, LeaseState.JOINED)
+COMING = (LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.BOOTING, LeaseState.TUNNELLED)
+
+
+@dataclass(slots=True)
+class Round:
+    world: World
+    pools: Sequence[Pool]
+    policy: Policy
+    new_id: Callable[[], str]
+    leases: dict[str, Lease]  # as they will be
+    effects: dict[str, Effect | None] = field(default_factory=dict)
+    extra: dict[str, list[Action]] = field(default_factory=dict)  # beside the effect, by lease
+    wants: list[Lease] = field(default_factory=list)
+    routes: list[Action] = field(default_factory=list)
+    housekeeping: list[Action] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    free: dict[str, Decimal] = field(default_factory=dict)  # money, by tenant
+    by_pool: dict[str, list[str]] = field(default_factory=dict)  # lease ids, oldest first
+    answers: dict[str, tuple[str, str]] = field(default_factory=dict)  # code, message by job id
+
+    @classmethod
+    def begin(
+        cls, world: World, pools: Sequence[Pool], policy: Policy, new_id: Callable[[], str]
+    ) -> Round:
+        ordered = sorted(world.facts.leases, key=lambda lease: (lease.wanted, lease.id))
+        paper = cls(world, pools, policy, new_id, {lease.id: lease for lease in ordered})
+        paper.free = {tenant: budget.free for tenant, budget in world.facts.budgets.items()}
+        for lease in ordered:
+            paper.by_pool.setdefault(lease.pool, []).append(lease.id)
+        return paper
+
+    @property
+    def pool_names(self) -> frozenset[str]:
+        return frozenset(pool.name for pool in self.pools)
+
+    def of_pool(self, pool: Pool) -> list[Lease]:
+        return [self.leases[lease_id] for lease_id in self.by_pool.get(pool.name, [])]
+
+    def accepting(self, pool: Pool) -> list[Lease]:
+        """Leases whose node takes jobs, or will at any moment."""
+        return [lease for lease in self.of_pool(pool) if lease.state in ACCEPTING]
+
+    def coming(self, pool: Pool) -> list[Lease]:
+        return [lease for lease in self.of_pool(pool) if lease.state in COMING]
+
+    def budget(self, tenant: str) -> Budget | None:
+        return self.world.facts.budgets.get(tenant)
+
+    def see(self, lease: Lease, seen: Observation, failure: Failure | None = None) -> Lease:
+        """One row of the table; a change of state makes earlier effects void."""
+        taken = step(lease, seen, self.world.now, failure)
+        if taken.lease.state is not lease.state or taken.effect is not None:
+            self.effects[lease.id] = taken.effect
+        self.keep(taken.lease)
+        return taken.lease
+
+    def keep(self, lease: Lease) -> None:
+        """Note the lease as it is now, and what that changes in its tenant's purse."""
+        before = self.leases.get(lease.id)
+        was = before.reserved if before is not None else Decimal(0)
+        ends = before is not None and before.living and not lease.living
+        if lease.tenant in self.free:
+            self.free[lease.tenant] += was - lease.reserved - (lease.cost if ends else 0)
+        self.leases[lease.id] = lease
+
+    def answer(self, job_id: str, code: str, message: str) -> None:
+        """Why this job is where it is; a later pass knows better and overwrites."""
+        self.answers[job_id] = (code, message)
+
+    def say(self, subject: Subject, name: str, code: str, message: str) -> None:
+        self.reasons.append(Reason(subject, name, code, message))
+
+    def decision(self, stored: Mapping[str, Lease]) -> Decision:
+        actions: list[Action] = []
+        for lease in self.leases.values():
+            if lease.id in stored:
+                if lease != stored[lease.id]:
+                    actions.append(Update(lease))
+                actions.extend(self.extra.get(lease.id, ()))
+                actions.extend(self._acts(lease))
+        actions.extend(self.housekeeping)
+        actions.extend(self.routes)
+        for lease in self.wants:
+            actions.append(Want(lease))
+            actions.append(Launch(lease.id))
+        reasons = [Reason("job", name, *answer) for name, answer in self.answers.items()]
+        return Decision(tuple(actions), (*self.reasons, *reasons))
+
+    def _acts(self, lease: Lease) -> list[Action]:
+        match self.effects.get(lease.id):
+            case Effect.LAUNCH:
+                return [Launch(lease.id)]
+            case Effect.ADMIT:
+                return [Admit(self.world.nodes[lease.node])]
+            case Effect.DRAIN:
+                known = lease.node in self.world.nodes
+                return [Drain(lease.node, why_it_leaves(lease))] if known else []
+            case Effect.REMOVE:
+                return [Remove(lease.node)]
+            case Effect.TERMINATE:
+                return self._returned(lease)
+            case _:
+                return []
+
+    def _returned(self, lease: Lease) -> list[Action]:
+        listed = self.world.machines.get(lease.id, [])
+        names = {machine.id for machine in listed if not over(machine)}
+        if lease.machine and not any(machine.id == lease.machine for machine in listed):
+            names.add(lease.machine)  # a list may lag; its name is enough
+        if not names or not self.world.answers(lease):
+            return []
+        return [Terminate(lease.provider, tuple(sorted(names)), lease.id)]
+
+
+def over(machine: Machine) -> bool:
+    return machine.state.value in ("stopping", "terminated")
+
+
+def why_it_leaves(lease: Lease) -> str:
+    if lease.failure is not None:
+        return f"{lease.failure.kind}: {lease.failure.message}"
+    return lease.stop_reason or "released"

@@ -1,0 +1,96 @@
+"""Fourth pass: make queued jobs eligible for borrowed nodes, and take that back in time.
+
+A routed job may start here or there, whichever comes first; routing more jobs than the nodes can
+soon take only costs calls to the LRMS. So the queue in front of them is kept two rounds deep.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+from burst.actions import Route, Unroute
+from burst.funds import purse_of, top_up
+from burst.model import Job, JobState, Pool
+from burst.policy import money
+from burst.policy.demand import Candidate
+from burst.policy.when import limit_of
+from burst.queue import Queue
+from burst.round import Round
+
+DEPTH = 2  # routed cores waiting, for each core of a borrowed node
+
+
+def route(paper: Round, queue: Queue) -> None:
+    if paper.world.facts.farm is None:
+        return
+    for pool in paper.pools:
+        _route_pool(paper, queue, pool)
+
+
+def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
+    nodes = paper.accepting(pool)
+    routed = [
+        job
+        for job in queue.pending
+        if job.state is JobState.PENDING and pool.partition in job.partitions
+    ]
+    if not nodes:
+        _take_back(paper, pool, routed, "pool has no usable node now")
+        return
+    candidates = queue.candidates(pool)
+    limits = {candidate.limit for candidate in candidates}
+    limits |= {limit_of(job, paper.policy.default_job_time) for job in routed}
+    purses = [purse_of(paper, lease) for lease in nodes]
+    free = max(paper.free.get(pool.tenant, Decimal(0)), Decimal(0))
+    longest = money.affordable_limit(purses, free, sorted(limits))
+    too_long = [job for job in routed if not _affordable(paper, job, longest)]
+    _take_back(paper, pool, too_long, "the budget does not cover its time limit")
+    stay = [job for job in routed if _affordable(paper, job, longest)]
+    new = _chosen(candidates, pool, stay, sum(lease.cores for lease in nodes), longest)
+    for candidate in new:
+        paper.routes.append(Route(candidate.job.id, pool.partition))
+    reach = [limit_of(job, paper.policy.default_job_time) for job in stay]
+    reach += [candidate.limit for candidate in new]
+    if reach:
+        top_up(paper, nodes, max(reach))
+    for job in [*stay, *(candidate.job for candidate in new)]:
+        text = f"it may start on {len(nodes)} borrowed nodes of pool {pool.name}, or here"
+        paper.answer(job.id, "routed", text)
+
+
+def _affordable(paper: Round, job: Job, longest: timedelta | None) -> bool:
+    return longest is not None and limit_of(job, paper.policy.default_job_time) <= longest
+
+
+def _chosen(
+    candidates: list[Candidate],
+    pool: Pool,
+    routed: list[Job],
+    cores: int,
+    longest: timedelta | None,
+) -> list[Candidate]:
+    """The next jobs to route: in order, those that would not start here at once."""
+    waiting = sum(max(job.cores, 1) for job in routed)
+    chosen: list[Candidate] = []
+    if longest is None:
+        return chosen
+    for candidate in candidates:
+        if waiting >= DEPTH * cores:
+            break
+        job = candidate.job
+        if pool.partition in job.partitions or candidate.wait <= 0 or candidate.limit > longest:
+            continue
+        chosen.append(candidate)
+        waiting += max(job.cores, 1)
+    return chosen
+
+
+def _take_back(paper: Round, pool: Pool, jobs: list[Job], why: str) -> None:
+    for job in jobs:
+        if job.partitions == (pool.partition,):
+            text = f"it was submitted to {pool.partition} alone; {why}"
+            paper.answer(job.id, "waits-for-pool", text)
+        else:
+            paper.routes.append(Unroute(job.id, pool.partition))
+            paper.answer(job.id, "unrouted", f"no longer offered to pool {pool.name}: {why}")
