@@ -70,7 +70,7 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, LookupError, ValueError) as error:
-        raise Failed(name, f"{type(error).__name__}: {error}") from error
+        raise Failed(name, str(error)) from error
 
 
 def clock(bundle: Mapping[str, Any]) -> None:
@@ -210,8 +210,14 @@ def mount(root: str, each: Mapping[str, Any], log: str) -> None:
         return
     with stage("mount"):
         Path(target).mkdir(parents=True, exist_ok=True)
-    options = ["-o", each["options"]] if each["options"] else []
-    argv = ["mount", "-t", each["type"], *options, each["source"], target]
+    with contextlib.suppress(Failed):  # built in, or loaded by the kernel itself
+        execute("mount", ["modprobe", f"fs-{each['type']}"], 30, log)
+    argv, options = ["mount", "-t", each["type"]], each["options"]
+    if each["bare_options"] and not shutil.which(f"mount.{each['type']}"):
+        argv, options = [*argv, "-i"], each["bare_options"]
+    if options:
+        argv += ["-o", options]
+    argv += [each["source"], target]
     execute("mount", argv, 60, log, attempts=3)
 
 

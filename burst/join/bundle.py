@@ -80,6 +80,7 @@ class Mount:
     target: str
     type: str
     options: str = ""
+    bare_options: str = ""  # for mount -i, on an image without the helper mount.TYPE
 
     @classmethod
     def parse(cls, text: str) -> Mount:
@@ -162,7 +163,13 @@ class Bundle:
             "reach": [{"name": r.name, "address": r.address, "port": r.port} for r in self.reach],
             "reach_timeout": self.reach_timeout.total_seconds(),
             "mounts": [
-                {"source": m.source, "target": m.target, "type": m.type, "options": m.options}
+                {
+                    "source": m.source,
+                    "target": m.target,
+                    "type": m.type,
+                    "options": m.options,
+                    "bare_options": m.bare_options,
+                }
                 for m in self.mounts
             ],
             "commands": [

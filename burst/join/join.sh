@@ -148,7 +148,7 @@ enrol() { # into $run/bundle.json; ends the machine when it is refused for good
 
 say "joining as $NODE for lease $LEASE"
 missing=
-for program in bash curl flock ip openssl python3 shutdown sleep; do
+for program in curl flock ip python3 shutdown sleep; do
     command -v "$program" >/dev/null || missing+=" $program"
 done
 [[ -z $missing ]] || say "this image lacks:$missing"

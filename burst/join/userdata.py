@@ -1,8 +1,8 @@
 """What a borrowed machine runs at its first boot: a shell script, rendered for one lease.
 
-It needs bash, curl, iproute2, openssl's library behind curl, util-linux and python3, which every
-cloud image of Debian, Ubuntu and Amazon Linux has. It holds no lasting secret: user data can be
-read by anybody who can ask the metadata service; the one-time token is used up when jobs come.
+It needs bash, curl, iproute2, util-linux and python3 (3.9), which the cloud images of Debian,
+Ubuntu and Amazon Linux have. It holds no lasting secret: user data can be read by anybody who can
+ask the metadata service; the one-time token is used up when jobs come.
 """
 
 from __future__ import annotations
