@@ -1,0 +1,358 @@
+"""Amazon EC2, or whatever speaks its API at `endpoint`.
+
+A launch is idempotent: the lease's id is the ClientToken ("Ensuring idempotency in Amazon EC2 API
+requests"), and the tags are part of RunInstances itself, because a tag set afterwards may come too
+late or never. Instances are found again by tag alone; nothing else is remembered.
+
+Instances demand IMDSv2 with a hop limit of 1, end for good when they shut themselves down, and go
+through one network interface with the subnet, the security groups and a public address.
+
+boto3 is imported when it is first needed: it takes long to load.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from burst.model import Machine, MachineState, Offer
+from burst.providers.base import LaunchRequest, Misconfigured, ProviderError, Unreachable
+from burst.providers.ec2_errors import provider_error
+
+TERMINATE_AT_ONCE = 100  # machines a call; AWS recommends small batches, and allows 1,000
+_STATES = {
+    "pending": MachineState.PENDING,
+    "running": MachineState.RUNNING,
+    "shutting-down": MachineState.STOPPING,
+    "stopping": MachineState.STOPPING,
+    "stopped": MachineState.STOPPING,  # never by us; it costs storage: treat it as leaving
+    "terminated": MachineState.TERMINATED,
+}
+_ENDED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ec2Config:
+    """Where and what to rent. `types` are those that offers are made of."""
+
+    region: str
+    image: str
+    subnet: str
+    security_groups: tuple[str, ...]
+    types: tuple[str, ...]
+    site: str  # the value of the tag dvn:site: two gateways in one account stay apart
+    credentials: Path | None = None  # an AWS credentials file; None: boto3's usual search
+    profile: str = "default"
+    endpoint: str | None = None
+    prices: Mapping[str, Decimal] = field(default_factory=dict)  # per hour; else AWS's price list
+    public_address: bool = True
+    key_name: str = ""
+    connect_timeout: timedelta = timedelta(seconds=5)
+    read_timeout: timedelta = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    cores: int
+    memory_mb: int
+
+
+class Ec2Provider:
+    """`burst.providers.base.Provider` for EC2. `client` and `pricing` are for tests."""
+
+    def __init__(
+        self,
+        name: str,
+        config: Ec2Config,
+        *,
+        client: Any = None,
+        pricing: Any = None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self._client = client
+        self._pricing = pricing
+        self._given = client is not None
+        self._read_at: int | None = None  # the credentials file's time of change when it was read
+        self._shapes: dict[str, _Shape] = {}
+        self._prices: dict[str, Decimal] = dict(config.prices)
+        self._zone: str | None = None
+
+    def offers(self) -> Sequence[Offer]:
+        """One offer for each configured type; sizes, zone and prices are asked for once."""
+        missing = [name for name in self.config.types if name not in self._shapes]
+        if missing:
+            self._learn_shapes(missing)
+        if self._zone is None:
+            self._zone = self._learn_zone()
+        return tuple(
+            Offer(
+                provider=self.name,
+                type=name,
+                zone=self._zone,
+                cores=self._shapes[name].cores,
+                memory_mb=self._shapes[name].memory_mb,
+                price_per_hour=self._price(name),
+            )
+            for name in self.config.types
+        )
+
+    def launch(self, request: LaunchRequest) -> Machine:
+        """RunInstances for exactly one machine. Repeated with the same lease and parameters it
+        returns the same machine. `Unreachable` leaves open whether there is one."""
+        tags = [
+            {"Key": "Name", "Value": request.name},
+            {"Key": "dvn:lease", "Value": request.lease_id},
+            {"Key": "dvn:pool", "Value": request.pool},
+            {"Key": "dvn:tenant", "Value": request.tenant},
+            {"Key": "dvn:site", "Value": self.config.site},
+        ]
+        parameters: dict[str, Any] = {
+            "ImageId": self.config.image,
+            "InstanceType": request.type,
+            "MinCount": 1,
+            "MaxCount": 1,
+            "ClientToken": request.lease_id,
+            "UserData": request.user_data,  # boto3 encodes it
+            "InstanceInitiatedShutdownBehavior": "terminate",
+            "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1},
+            "NetworkInterfaces": [
+                {
+                    "DeviceIndex": 0,
+                    "SubnetId": self.config.subnet,
+                    "Groups": list(self.config.security_groups),
+                    "AssociatePublicIpAddress": self.config.public_address,
+                    "DeleteOnTermination": True,
+                }
+            ],
+            "TagSpecifications": [
+                {"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")
+            ],
+        }
+        if self.config.key_name:
+            parameters["KeyName"] = self.config.key_name
+        try:
+            with _mapped():
+                reply = self._ec2().run_instances(**parameters)
+        except ProviderError as error:
+            if str(error).startswith("IdempotentParameterMismatch"):
+                return self._launched_before(request.lease_id, error)
+            raise
+        return self._machine(reply["Instances"][0])
+
+    def machines(self) -> Sequence[Machine]:
+        """All instances of this site by tag, in every state EC2 still lists."""
+        return self._listed([("tag:dvn:site", self.config.site)])
+
+    def terminate(self, machine_ids: Sequence[str]) -> None:
+        """TerminateInstances in batches; an id EC2 no longer knows is no error."""
+        names = list(dict.fromkeys(machine_ids))
+        for start in range(0, len(names), TERMINATE_AT_ONCE):
+            self._terminate(names[start : start + TERMINATE_AT_ONCE])
+
+    def _terminate(self, names: list[str]) -> None:
+        try:
+            with _mapped():
+                self._ec2().terminate_instances(InstanceIds=names)
+        except Misconfigured as error:
+            if not str(error).startswith("InvalidInstanceID"):
+                raise
+            # One unknown id makes EC2 refuse them all.
+            if len(names) > 1:
+                for name in names:
+                    self._terminate([name])
+
+    def _launched_before(self, lease_id: str, error: ProviderError) -> Machine:
+        """The token was used with other parameters: a machine exists, or existed."""
+        found = self._listed([("tag:dvn:lease", lease_id)])
+        if not found:
+            raise Unreachable(f"{error}; the machine of lease {lease_id} is not listed yet")
+        return found[0]
+
+    def _listed(self, filters: Sequence[tuple[str, str]]) -> tuple[Machine, ...]:
+        wanted = [{"Name": name, "Values": [value]} for name, value in filters]
+        with _mapped():
+            pages = (
+                self._ec2()
+                .get_paginator("describe_instances")
+                .paginate(
+                    Filters=wanted,
+                    PaginationConfig={"PageSize": 1000},
+                )
+            )
+            return tuple(
+                self._machine(instance)
+                for page in pages
+                for reservation in page["Reservations"]
+                for instance in reservation["Instances"]
+            )
+
+    def _machine(self, instance: Mapping[str, Any]) -> Machine:
+        tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
+        state = _STATES.get(str(instance["State"]["Name"]), MachineState.PENDING)
+        ended = _ENDED_AT.search(instance.get("StateTransitionReason", ""))
+        leaving = state in (MachineState.STOPPING, MachineState.TERMINATED)
+        return Machine(
+            id=instance["InstanceId"],
+            provider=self.name,
+            lease_id=tags.get("dvn:lease", ""),
+            state=state,
+            type=instance["InstanceType"],
+            zone=instance.get("Placement", {}).get("AvailabilityZone", ""),
+            private_address=instance.get("PrivateIpAddress", ""),
+            public_address=instance.get("PublicIpAddress", ""),
+            launched=instance.get("LaunchTime"),
+            ended=_instant(ended[1]) if ended and leaving else None,
+        )
+
+    def _learn_shapes(self, names: Sequence[str]) -> None:
+        with _mapped():
+            pages = (
+                self._ec2()
+                .get_paginator("describe_instance_types")
+                .paginate(InstanceTypes=list(names))
+            )
+            for page in pages:
+                for kind in page["InstanceTypes"]:
+                    self._shapes[str(kind["InstanceType"])] = _Shape(
+                        kind["VCpuInfo"]["DefaultVCpus"], kind["MemoryInfo"]["SizeInMiB"]
+                    )
+        unknown = [name for name in names if name not in self._shapes]
+        if unknown:
+            raise Misconfigured(f"region {self.config.region} has no {', '.join(unknown)}")
+
+    def _learn_zone(self) -> str:
+        with _mapped():
+            found = self._ec2().describe_subnets(SubnetIds=[self.config.subnet])["Subnets"]
+        return found[0].get("AvailabilityZone", "") if found else ""
+
+    def _price(self, kind: str) -> Decimal:
+        if kind not in self._prices:
+            self._prices[kind] = self._listed_price(kind)
+        return self._prices[kind]
+
+    def _listed_price(self, kind: str) -> Decimal:
+        """The on-demand price of a Linux instance in the region, by the Price List Query API."""
+        wanted = {
+            "instanceType": kind,
+            "regionCode": self.config.region,
+            "operatingSystem": "Linux",
+            "preInstalledSw": "NA",
+            "tenancy": "Shared",
+            "capacitystatus": "Used",
+        }
+        with _mapped():
+            reply = self._price_list().get_products(
+                ServiceCode="AmazonEC2",
+                Filters=[
+                    {"Type": "TERM_MATCH", "Field": name, "Value": value}
+                    for name, value in wanted.items()
+                ],
+            )
+        for entry in reply["PriceList"]:
+            for term in json.loads(entry)["terms"].get("OnDemand", {}).values():
+                for dimension in term["priceDimensions"].values():
+                    price = Decimal(next(iter(dimension["pricePerUnit"].values())))
+                    if price > 0:
+                        return price
+        raise Misconfigured(
+            f"the price list has no {kind} in {self.config.region}; "
+            "give it under `prices` in the site file"
+        )
+
+    def _ec2(self) -> Any:
+        changed = self._credentials_changed()
+        if self._client is None or (changed != self._read_at and not self._given):
+            self._read_at = changed
+            self._client = self._connect("ec2", self.config.region)
+        return self._client
+
+    def _price_list(self) -> Any:
+        if self._pricing is None:
+            # The price list is served in a few regions only; it knows the prices of all.
+            region = self.config.region if self.config.endpoint else "us-east-1"
+            self._pricing = self._connect("pricing", region)
+        return self._pricing
+
+    def _credentials_changed(self) -> int | None:
+        path = self.config.credentials
+        if path is None or self._given:
+            return None
+        try:
+            return path.stat().st_mtime_ns
+        except OSError as error:
+            raise Misconfigured(f"credentials file {path}: {error.strerror}") from error
+
+    def _connect(self, service: str, region: str) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        key = self._credentials()
+        config = self.config
+        session = boto3.session.Session(
+            aws_access_key_id=key.get("aws_access_key_id"),
+            aws_secret_access_key=key.get("aws_secret_access_key"),
+            aws_session_token=key.get("aws_session_token"),
+            region_name=region,
+        )
+        make: Callable[..., Any] = session.client
+        return make(
+            service,
+            endpoint_url=config.endpoint,
+            config=Config(
+                connect_timeout=config.connect_timeout.total_seconds(),
+                read_timeout=config.read_timeout.total_seconds(),
+                # The burst loop backs off by itself, and says so; botocore would only hide it.
+                retries={"total_max_attempts": 1, "mode": "standard"},
+            ),
+        )
+
+    def _credentials(self) -> dict[str, str]:
+        path, profile = self.config.credentials, self.config.profile
+        if path is None:
+            return {}
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read_string(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            raise Misconfigured(f"credentials file {path}: {error.strerror}") from error
+        except configparser.Error as error:
+            raise Misconfigured(f"credentials file {path}: {error}") from error
+        names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+        section = dict(parser.items(profile)) if parser.has_section(profile) else {}
+        found = {name: section[name].strip() for name in names if name in section}
+        if not {"aws_access_key_id", "aws_secret_access_key"} <= found.keys():
+            raise Misconfigured(
+                f"credentials file {path}: section [{profile}] needs aws_access_key_id and "
+                "aws_secret_access_key"
+            )
+        return found
+
+
+def _instant(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """Turn botocore's exceptions into ours."""
+    from botocore import exceptions as aws
+
+    try:
+        yield
+    except aws.ClientError as error:
+        said = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        raise provider_error(said.get("Code", "?"), said.get("Message", ""), status) from error
+    except (aws.HTTPClientError, aws.ConnectionError) as error:
+        raise Unreachable(f"no answer from EC2: {error}") from error
+    except aws.BotoCoreError as error:
+        raise Misconfigured(f"{type(error).__name__}: {error}") from error
