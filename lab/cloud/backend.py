@@ -357,6 +357,8 @@ class MotoEc2:
             instance = self._instances[instance_id]
             behavior = instance.instance_initiated_shutdown_behavior
             wanted = {"terminate": "terminated", "stop": "stopped"}[behavior]
+            if instance.state == "pending" and not by_guest:
+                wanted = "terminated"  # the machine could not be made
             after = self._after_off.pop(instance_id, wanted)
             if instance.state not in ("stopped", "terminated"):
                 self._finish(instance, after)
