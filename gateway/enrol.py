@@ -44,6 +44,7 @@ class EnrolServer:
         bundle: Callable[[str], Bundle],
         clock: Callable[[], datetime],
         limits: Limits | None = None,
+        listener: socket.socket | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
@@ -51,6 +52,7 @@ class EnrolServer:
         self._enrolment = Enrolment(secret, store, bundle, clock)
         self._identity = identity
         self._limits = limits or Limits()
+        self._listener = listener  # made by somebody else, for address and port
         self._monotonic = monotonic
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -64,6 +66,7 @@ class EnrolServer:
                 self._identity.context(),
                 self._limits,
                 self._monotonic,
+                self._listener,
             )
         except OSError as error:
             raise OSError(
@@ -134,6 +137,7 @@ class _Server(ThreadingHTTPServer):
         context: ssl.SSLContext,
         limits: Limits,
         monotonic: Callable[[], float],
+        listener: socket.socket | None,
     ) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -145,7 +149,11 @@ class _Server(ThreadingHTTPServer):
         self._context = context
         self._open: dict[socket.socket, float] = {}
         self._open_lock = threading.Lock()
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, bind_and_activate=listener is None)
+        if listener is not None:
+            self.socket.close()
+            self.socket = listener
+            self.server_address = listener.getsockname()
 
     def server_bind(self) -> None:
         # HTTPServer.server_bind looks the address up in DNS, which may take half a minute.

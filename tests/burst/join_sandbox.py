@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -51,8 +52,11 @@ class Metadata(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _MetadataHandler)
+        if listener is not None:
+            self.socket.close()
+            self.socket = listener
         self.silent_for = 0  # requests that get no answer, as soon after boot
 
     @property

@@ -112,7 +112,7 @@ class TestSlurmJoin:
         )  # fmt: skip
         script = user_data(LEASE, gateway, "t" * 64)
 
-        for secret in (KEY.hex(), "munge", "slurm", "10.9.0.10"):
+        for secret in (KEY.hex(), "munge", "slurm", "6817"):
             assert secret not in script
 
 
