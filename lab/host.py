@@ -5,7 +5,6 @@ import os
 import pwd
 import select
 import shlex
-import signal
 import socket
 import subprocess
 import threading
@@ -18,6 +17,29 @@ from typing import Any, Protocol, TypeVar
 
 from lab import linux, rtnl
 from lab.keeper import INIT_LEAF
+from lab.process import (
+    CommandError,
+    CommandTimeoutError,
+    HostDownError,
+    LabError,
+    memory_file,
+    stop,
+    text_of,
+    told,
+    wait_for,
+)
+
+__all__ = [
+    "PRIVATE",
+    "CommandError",
+    "CommandTimeoutError",
+    "Host",
+    "HostDownError",
+    "HostSpec",
+    "LabError",
+    "stop",
+    "wait_for",
+]
 
 T = TypeVar("T")
 
@@ -41,26 +63,6 @@ _ALL_NAMESPACES = (
 )
 _ENTER = f"echo 0 > /sys/fs/cgroup/{INIT_LEAF}/cgroup.procs; "
 _IP_FREEBIND = 15  # ip(7)
-
-
-class LabError(Exception):
-    """Something in the lab did not work; the text says on which host, what was tried, what came."""
-
-
-class HostDownError(LabError):
-    """The host has been powered off (or its pid 1 died)."""
-
-
-class CommandError(LabError):
-    """A command on a host ended with a status other than 0; `.result` has its output."""
-
-    def __init__(self, text: str, result: subprocess.CompletedProcess[str]) -> None:
-        super().__init__(text)
-        self.result = result
-
-
-class CommandTimeoutError(LabError):
-    """A command on a host, or a condition waited for, took longer than it was given."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class Host:
         """
         # Files in memory, not pipes: a daemon that keeps its standard error open does not hold
         # us up, and nothing blocks however much is written.
-        with _memory_file() as fed, _memory_file() as out, _memory_file() as err:
+        with memory_file() as fed, memory_file() as out, memory_file() as err:
             if input is not None:
                 fed.write(input.encode())
                 fed.seek(0)
@@ -232,16 +234,16 @@ class Host:
             except subprocess.TimeoutExpired as error:
                 raise CommandTimeoutError(
                     f"{self.name}: {shlex.join(argv)}: not done after {timeout:g} s"
-                    + _told(_text(out), _text(err))
+                    + told(text_of(out), text_of(err))
                 ) from error
             finally:
                 if child.returncode is None:
                     stop(child)
-            result = subprocess.CompletedProcess(list(argv), status, _text(out), _text(err))
+            result = subprocess.CompletedProcess(list(argv), status, text_of(out), text_of(err))
         if check and status != 0:
             ended = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
             raise CommandError(
-                f"{self.name}: {shlex.join(argv)}: {ended}" + _told(result.stdout, result.stderr),
+                f"{self.name}: {shlex.join(argv)}: {ended}" + told(result.stdout, result.stderr),
                 result,
             )
         return result
@@ -325,7 +327,7 @@ class Host:
 
     def wait_for(
         self,
-        condition: Callable[[], T] | Sequence[str],
+        condition: Callable[[], T | None] | Sequence[str],
         timeout: float = 30,
         *,
         what: str = "",
@@ -335,30 +337,24 @@ class Host:
 
         CommandTimeoutError after `timeout` seconds; it says what was waited for and what came last.
         """
-        deadline = time.monotonic() + timeout
+        if callable(condition):
+            return wait_for(condition, timeout, what=f"{self.name}: {what}", interval=interval)
+        argv = condition
         last = ""
-        while True:
-            left = deadline - time.monotonic()
-            if callable(condition):
-                if value := condition():
-                    return value
-                last = f"; the last answer was {value!r}"
-            else:
-                try:
-                    result = self.run(*condition, check=False, timeout=max(left, 0.1))
-                except CommandTimeoutError as error:
-                    raise CommandTimeoutError(f"waited {timeout:g} s: {error}") from error
-                if result.returncode == 0:
-                    return result
-                last = f" (status {result.returncode})" + _told(result.stdout, result.stderr)
-            if time.monotonic() >= deadline:
-                name = what or (
-                    getattr(condition, "__name__", "the condition")
-                    if callable(condition)
-                    else shlex.join(condition)
-                )
-                raise CommandTimeoutError(f"{self.name}: waited {timeout:g} s for {name}{last}")
-            time.sleep(interval)
+
+        def succeeds() -> subprocess.CompletedProcess[str] | None:
+            nonlocal last
+            result = self.run(*argv, check=False, timeout=max(deadline - time.monotonic(), 1.0))
+            last = f" (status {result.returncode})" + told(result.stdout, result.stderr)
+            return result if result.returncode == 0 else None
+
+        deadline = time.monotonic() + timeout
+        name = what or shlex.join(argv)
+        try:
+            return wait_for(succeeds, timeout, interval=interval)
+        except CommandTimeoutError as error:
+            text = f"{self.name}: waited {timeout:g} s for {name}{last or f': {error}'}"
+            raise CommandTimeoutError(text) from error
 
     def kill(self) -> None:
         """Power off at once: links gone, every process killed. Calling it again does nothing."""
@@ -377,34 +373,6 @@ class Host:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(timeout=30)
             self._children.clear()
-
-
-def stop(child: subprocess.Popen[bytes], *, patience: float = 0.0) -> int:
-    """End what spawn() started, with its process group: SIGTERM, after `patience` s SIGKILL."""
-    for number, limit in ((signal.SIGTERM, patience), (signal.SIGKILL, 30.0)):
-        if number == signal.SIGTERM and patience <= 0:
-            continue
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=limit)
-            break
-    return child.wait(timeout=1)
-
-
-def _memory_file() -> Any:
-    return os.fdopen(os.memfd_create("output"), "w+b", buffering=0)
-
-
-def _text(file: Any) -> str:
-    size = os.fstat(file.fileno()).st_size
-    return os.pread(file.fileno(), size, 0).decode(errors="replace")
-
-
-def _told(out: str, err: str) -> str:
-    """What a command said, for an error text: standard error, else output, its last lines."""
-    said = err.strip() or out.strip()
-    return ": " + "\n".join(said.splitlines()[-20:]) if said else " and said nothing"
 
 
 def _as_user(host: str, user: str | None) -> tuple[list[str], dict[str, str]]:

@@ -25,17 +25,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab import linux, rtnl
-from lab.host import (
-    PRIVATE,
+from lab.host import PRIVATE, Host, HostSpec
+from lab.keeper import MESSAGE_LIMIT
+from lab.process import (
     CommandError,
     CommandTimeoutError,
-    Host,
     HostDownError,
-    HostSpec,
     LabError,
     stop,
+    wait_for,
 )
-from lab.keeper import MESSAGE_LIMIT
 
 __all__ = [
     "PRIVATE",
@@ -47,6 +46,7 @@ __all__ = [
     "Lab",
     "LabError",
     "stop",
+    "wait_for",
 ]
 
 QUIET_IPV6 = {

@@ -15,14 +15,21 @@ from functools import partial
 from pathlib import Path
 
 from lab import linux, rtnl
-from lab.host import CommandTimeoutError, Host, HostSpec, LabError, stop
+from lab.host import Host, HostSpec
 from lab.hosts import Lab
+from lab.process import CommandTimeoutError, LabError, stop, wait_for
 from lab.topology import Access, Machine, NatBox, Node, Router, Switch, Topology, listed
 
-_FORWARDING = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}
+_FORWARDING = {
+    "net.ipv4.ip_forward": "1",
+    "net.ipv6.conf.all.forwarding": "1",
+    # Linux asks for the neighbour of a forwarded packet from its link-local address only.
+    "net.ipv6.conf.default.addr_gen_mode": "0",
+}
 _BRIDGE = "br0"
 
 TABLE = "lab_traffic"
+_COUNTER = "seen_"  # a counter cannot be called by a word of nft's own, such as tcp
 # What a router tells apart, in this order; the first that fits counts. nft(8) expressions.
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
     "gre": ("meta l4proto gre",),
@@ -129,10 +136,10 @@ def _configure_switch(host: Host, switch: Switch) -> None:
 
 def _counting(router: Router) -> str:
     lines = [f"table inet {TABLE} {{"]
-    lines += [f"  counter {name} {{ }}" for name in PROTOCOLS]
+    lines += [f"  counter {_COUNTER}{name} {{ }}" for name in PROTOCOLS]
     lines += ["  chain tell {"]
     lines += [
-        f"    {match} counter name {name} return"
+        f'    {match} counter name "{_COUNTER}{name}" return'
         for name, matches in PROTOCOLS.items()
         for match in matches
     ]
@@ -186,7 +193,7 @@ def counters(router: Host) -> dict[str, Traffic]:
     """What a Router has forwarded since it was built, by the names of PROTOCOLS."""
     listing = router.run("nft", "-j", "list", "counters", "table", "inet", TABLE).stdout
     entries = [e["counter"] for e in json.loads(listing)["nftables"] if "counter" in e]
-    return {e["name"]: Traffic(e["packets"], e["bytes"]) for e in entries}
+    return {e["name"].removeprefix(_COUNTER): Traffic(e["packets"], e["bytes"]) for e in entries}
 
 
 class Capture:
@@ -201,37 +208,69 @@ class Capture:
         # tcpdump writes to a file that we opened: it cannot see ours from inside the host.
         with file.open("wb") as sink, self._log.open("wb") as log:
             self._process: subprocess.Popen[bytes] = host.spawn(
-                *("tcpdump", "-i", interface, "-n", "-U", "-Z", "root", "-w", "-"),
+                *(
+                    "tcpdump",
+                    "-i",
+                    interface,
+                    "-n",
+                    "-U",
+                    "--immediate-mode",
+                    "-Z",
+                    "root",
+                    "-w",
+                    "-",
+                ),
                 *([expression] if expression else []),
                 stdout=sink,
                 stderr=log,
             )
         try:
-            host.wait_for(self._started, 30, what=f"tcpdump at {self._where}")
+            wait_for(self._started, 30, what=f"tcpdump at {self._where}")
         except (LabError, KeyboardInterrupt):
             stop(self._process)
             self._log.unlink(missing_ok=True)
             raise
 
     def _started(self) -> bool:
-        said = self._log.read_text(errors="replace")
         if self._process.poll() is not None:
-            raise LabError(f"{self._where}: tcpdump ended at once: {said.strip()}")
-        return "listening on" in said
+            raise LabError(f"{self._where}: tcpdump ended at once: {self._said()}")
+        return "listening on" in self._said()
+
+    def _counts(self) -> tuple[int, int]:
+        """Packets written and packets that fitted the filter, as tcpdump says on SIGUSR1."""
+        before = self._log.stat().st_size
+        self._process.send_signal(signal.SIGUSR1)
+        pattern = rb"(\d+) packets? captured, (\d+) packets? received"
+
+        def told() -> re.Match[bytes] | None:
+            if self._process.poll() is not None:
+                raise LabError(f"{self._where}: tcpdump ended by itself: {self._said()}")
+            return re.search(pattern, self._log.read_bytes()[before:])
+
+        match = wait_for(told, 30, what=f"the counts of tcpdump at {self._where}", interval=0.02)
+        return int(match[1]), int(match[2])
+
+    def _said(self) -> str:
+        return self._log.read_text(errors="replace").strip()
 
     def stop(self) -> int:
-        """End the capture; returns how many packets are in the file."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # tcpdump then writes what it still holds
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired as error:
-                stop(self._process)
-                raise CommandTimeoutError(f"{self._where}: tcpdump did not stop") from error
-        if self._log.exists():
-            said = self._log.read_text(errors="replace")
-            if match := re.search(r"(\d+) packets? captured", said):
+        """End the capture; returns how many packets are in the file: all that have passed."""
+        if not self._log.exists():
+            return self.packets
+        try:
+            # On SIGINT tcpdump drops what it has not read yet: first let it come to our moment.
+            _, passed = self._counts()
+            wait_for(
+                lambda: self._counts()[0] >= passed, 30, what=f"tcpdump to read {passed} packets"
+            )
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(timeout=30)
+            if match := re.search(r"(\d+) packets? captured\n", self._said()):
                 self.packets = int(match[1])
+        except subprocess.TimeoutExpired as error:
+            raise CommandTimeoutError(f"{self._where}: tcpdump did not stop") from error
+        finally:
+            stop(self._process)
             self._log.unlink()
         return self.packets
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lab import rtnl
-from lab.host import PRIVATE, LabError
+from lab.host import PRIVATE
+from lab.process import LabError
 
 Addresses = Mapping[str, str | Sequence[str]]  # interface -> "ADDRESS/LENGTH", one or several
 AnyInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface

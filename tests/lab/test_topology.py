@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.host import Host, LabError
+from lab.host import Host
 from lab.hosts import Lab
 from lab.net import build, capture, counters
+from lab.process import LabError
 from lab.topology import (
     Access,
     Link,
