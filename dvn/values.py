@@ -184,3 +184,10 @@ AddressField = Annotated[
 Ipv4Field = Annotated[IPv4Address, BeforeValidator(lambda v: _ipv4(_unicast(_address(v))))]
 Mac = Annotated[str, BeforeValidator(_mac)]
 Service = Annotated[str, BeforeValidator(_service)]
+
+
+def site_name(value: object) -> str:
+    """A site's name that came from outside. ValueError if it is none."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a site")
+    return value

@@ -1,0 +1,1 @@
+"""Kernel objects as values: look at them, compare, plan, change, look again."""

@@ -1,0 +1,228 @@
+"""The privileged half: holds CAP_NET_ADMIN, knows nothing of clouds, trusts nobody.
+
+`python -m dvn.agent --socket PATH` answers JSON lines on a unix socket (protocol.py), one thread a
+connection; what changes the kernel goes one at a time. It checks every spec itself. When the file
+`python -m dvn.agent --socket PATH` answers JSON lines on a unix socket (protocol.py), a thread per
+is: traffic goes on, and the next start finds everything by its stamps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import grp
+import json
+import os
+import pwd
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dvn.engine import ApplyError, Engine
+from dvn.kernel.driver import KernelError
+from dvn.located import SpecError
+from dvn.present import state_to_json
+from dvn.protocol import MAX_LINE, problems_to_json
+from dvn.spec import site_from_json
+from dvn.values import site_name
+
+Answer = dict[str, Any]
+
+_MAX_PROBES, _MAX_TIMEOUT_S = 100, 60.0
+
+
+class RequestError(ValueError):
+    """The request is none we know."""
+
+
+class Agent:
+    """Answers requests with an engine; `answer` is all of it that is not sockets."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._operations: dict[str, Callable[[Answer], Answer]] = {
+            "ping": lambda _request: {"pid": os.getpid()},
+            "plan": self._plan,
+            "apply": self._apply,
+            "destroy": self._destroy,
+            "show": self._show,
+            "tunnels": self._tunnels,
+            "probe": self._probe,
+        }
+
+    def answer(self, line: bytes) -> Answer:
+        """The answer to one line; never raises for what a client can send."""
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise RequestError("a request is an object")
+            operation = self._operations.get(str(request.get("op")))
+            if operation is None:
+                raise RequestError(f"op {request.get('op')!r} is not known")
+            return {"ok": True, **operation(request)}
+        except SpecError as error:
+            return {
+                "ok": False,
+                "kind": "spec",
+                "error": str(error),
+                "problems": problems_to_json(error),
+            }
+        except (ApplyError, KernelError) as error:
+            return {"ok": False, "kind": "kernel", "error": str(error)}
+        except (RequestError, ValueError, TypeError, RecursionError) as error:
+            return {"ok": False, "kind": "request", "error": f"bad request: {error}"}
+
+    def _plan(self, request: Answer) -> Answer:
+        site = site_from_json(request.get("site"))
+        with self._lock:
+            return {"steps": list(self._engine.plan(site).lines())}
+
+    def _apply(self, request: Answer) -> Answer:
+        site = site_from_json(request.get("site"))
+        with self._lock:
+            return {"applied": dataclasses.asdict(self._engine.apply(site))}
+
+    def _destroy(self, request: Answer) -> Answer:
+        name = site_name(request.get("site"))
+        with self._lock:
+            return {"applied": dataclasses.asdict(self._engine.destroy(name))}
+
+    def _show(self, request: Answer) -> Answer:
+        name = request.get("site")
+        with self._lock:
+            return {"state": state_to_json(self._engine.show(site_name(name) if name else None))}
+
+    def _tunnels(self, request: Answer) -> Answer:
+        name = request.get("site")
+        with self._lock:
+            found = self._engine.tunnels(site_name(name) if name else None)
+        return {"tunnels": {key: dataclasses.asdict(value) for key, value in found.items()}}
+
+    def _probe(self, request: Answer) -> Answer:
+        # Without the lock: a probe waits for the network, and a change must not wait for it.
+        count = max(1, min(int(request.get("count", 1)), _MAX_PROBES))
+        timeout = max(0.01, min(float(request.get("timeout", 1.0)), _MAX_TIMEOUT_S))
+        found = self._engine.probe(
+            str(request.get("address")), str(request.get("network")), count, timeout
+        )
+        return {"probe": dataclasses.asdict(found)}
+
+
+def serve(
+    path: Path,
+    engine: Engine,
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    parent_fd: int | None = None,
+    stop: socket.socket | None = None,
+) -> None:
+    """Answer on `path` until the parent is gone or `stop` becomes readable.
+
+    `owner` is (uid, gid) of the socket. Raises OSError if the socket cannot be made.
+    """
+    agent = Agent(engine)
+    with _listen(path, mode, owner) as listener, selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ, "client")
+        if parent_fd is not None:
+            selector.register(parent_fd, selectors.EVENT_READ, "parent")
+        if stop is not None:
+            selector.register(stop, selectors.EVENT_READ, "stop")
+        try:
+            while True:
+                for key, _events in selector.select():
+                    if key.data == "client":
+                        client, _address = listener.accept()
+                        threading.Thread(
+                            target=_converse, args=(agent, client), daemon=True
+                        ).start()
+                    elif key.data == "stop" or not _alive(parent_fd):
+                        return
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _alive(parent_fd: int | None) -> bool:
+    try:
+        return parent_fd is None or os.read(parent_fd, 4096) != b""
+    except OSError:
+        return False
+
+
+def _listen(path: Path, mode: int, owner: tuple[int, int] | None) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # left by one that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old_mask = os.umask(0o177)  # nobody gets in before mode and owner are as told
+    try:
+        listener.bind(str(path))
+        if owner:
+            os.chown(path, *owner)
+        path.chmod(mode)
+        listener.listen(16)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(old_mask)
+    return listener
+
+
+def _converse(agent: Agent, client: socket.socket) -> None:
+    """One connection, request after request; a client that goes away is no error."""
+    with client, client.makefile("rb") as lines, contextlib.suppress(ConnectionError):
+        while line := lines.readline(MAX_LINE):
+            client.sendall(json.dumps(agent.answer(line)).encode() + b"\n")
+
+
+def _owner(text: str) -> tuple[int, int]:
+    user, _, group = text.partition(":")
+    entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+    if not group:
+        return entry.pw_uid, entry.pw_gid
+    return entry.pw_uid, int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="dvn-agent", description="DVN's privileged agent")
+    parser.add_argument("--socket", type=Path, required=True, help="unix socket to answer on")
+    parser.add_argument("--mode", type=lambda text: int(text, 8), default=0o600)
+    parser.add_argument("--owner", help="USER[:GROUP] of the socket")
+    parser.add_argument("--parent-fd", type=int, help="exit when this descriptor reads EOF")
+    options = parser.parse_args(arguments)
+    stop, stopper = socket.socketpair()
+    stopper.setblocking(False)
+    signal.set_wakeup_fd(stopper.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    try:
+        owner = _owner(options.owner) if options.owner else None
+        engine = Engine(lenient=True)
+        serve(
+            options.socket,
+            engine,
+            mode=options.mode,
+            owner=owner,
+            parent_fd=options.parent_fd,
+            stop=stop,
+        )
+    except KeyError:
+        sys.stderr.write(f"dvn-agent: there is no user or group {options.owner!r}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"dvn-agent: {options.socket}: {error.strerror}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""(site, host) -> KernelState, by named passes. Pure.
+
+Each pass looks at the spec and at facts of the host, and returns objects; `merge` puts them
+together. A new feature is a new pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dvn.hostcheck import host_problems
+from dvn.kernel.state import (
+    OWNER_SET,
+    Host,
+    KernelState,
+    NftSet,
+    NftTable,
+    alias,
+    merge,
+)
+from dvn.located import SpecError
+from dvn.nat.snat import compile_snat
+from dvn.nat.zones import compile_zones
+from dvn.spec import Site
+from dvn.tunnels.gretap import compile_mss, compile_tunnels
+from dvn.vlans.bridges import compile_bridges, compile_forwarding
+from dvn.vlans.ports import compile_ports
+from dvn.vlans.uplinks import compile_uplinks
+
+Pass = Callable[[Site, Host], KernelState]
+
+PASSES: tuple[tuple[str, Pass], ...] = (
+    ("bridges", compile_bridges),
+    ("uplinks", compile_uplinks),
+    ("ports", compile_ports),
+    ("tunnels", compile_tunnels),
+    ("mss", compile_mss),
+    ("zones", compile_zones),
+    ("snat", compile_snat),
+    ("forwarding", compile_forwarding),
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """`notes`: what was left out because its interface is not there (lenient compiles only)."""
+
+    state: KernelState
+    notes: tuple[str, ...] = ()
+
+
+def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
+    """The kernel objects that make `site` true on `host`.
+
+    Raises SpecError (problems carry paths, no lines) if this host cannot hold it: an interface is
+    missing, or something foreign has one of our names. `lenient` is for a daemon's loop: a port or
+    uplink that is not there *now*, such as the tap of a VM that is off, is left out with a note.
+    """
+    problems, notes = host_problems(site, host)
+    if problems or (notes and not lenient):
+        raise SpecError([*problems, *notes])
+    state = merge(compile_pass(site, host) for _name, compile_pass in PASSES)
+    tables = tuple(_marked(table, site.site) for table in state.tables)
+    return Compiled(replace(state, tables=tables), tuple(str(note) for note in notes))
+
+
+def _marked(table: NftTable, site: str) -> NftTable:
+    """The table with the set whose comment says whose it is (nft 1.0.6 does not show the comment
+    of a table itself in JSON)."""
+    marker = NftSet(OWNER_SET, ("ifname",), comment=alias(site, "table", table.family))
+    return replace(table, sets=(marker, *table.sets))

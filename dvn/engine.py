@@ -1,0 +1,168 @@
+"""plan, apply, verify, undo: the same way for a first start, a change, drift and the end.
+
+Level-triggered: each call looks at the whole kernel, compares, and acts on the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dvn import probe as probing
+from dvn.compile import compile_site
+from dvn.kernel.diff import diff
+from dvn.kernel.driver import Kernel, KernelError
+from dvn.kernel.linux import LinuxKernel
+from dvn.kernel.state import KernelState
+from dvn.kernel.steps import NftChange, Plan, Step, Writes
+from dvn.spec import Site
+from dvn.status import Applied, Probe, TunnelStatus
+
+
+class ApplyError(RuntimeError):
+    """A step failed, or what is there afterwards is not what was wanted.
+
+    `undone`: whether the kernel is again as it was before.
+    """
+
+    def __init__(self, message: str, *, undone: bool) -> None:
+        super().__init__(message)
+        self.undone = undone
+
+
+@dataclass(frozen=True)
+class _Look:
+    observed: KernelState
+    desired: KernelState
+    notes: tuple[str, ...] = ()
+
+    def plan(self) -> Plan:
+        return diff(self.observed, self.desired)
+
+
+class Engine:
+    """`lenient`: leave out ports and uplinks that are not there, with a note (see compile)."""
+
+    def __init__(self, kernel: Kernel | None = None, *, lenient: bool = False) -> None:
+        self._kernel: Kernel = kernel or LinuxKernel()
+        self._lenient = lenient
+
+    def plan(self, site: Site) -> Plan:
+        """What apply would do. Raises SpecError (host), KernelError."""
+        return self._look(site).plan()
+
+    def apply(self, site: Site) -> Applied:
+        """Make the kernel as `site` says, and look whether it is.
+
+        Raises SpecError if this host cannot hold it (nothing was changed), ApplyError if the
+        kernel refused a step (what was done is undone), KernelError if it could not be read.
+        """
+        look = self._look(site)
+        plan = look.plan()
+        writes, before = self._execute(site.site, plan, look)
+        if plan:
+            self._verify(site, look, before)
+        return _applied(plan, writes, look.notes)
+
+    def destroy(self, site_name: str) -> Applied:
+        """Remove everything that is stamped with the site's name. Raises as apply does."""
+        look = _Look(self._kernel.look(site_name).state, KernelState())
+        plan = look.plan()
+        writes, _before = self._execute(site_name, plan, look)
+        left = diff(self._kernel.look(site_name).state, KernelState())
+        if left:
+            raise ApplyError(f"still there after destroy: {left.lines()[0]}", undone=False)
+        return _applied(plan, writes, ())
+
+    def show(self, site_name: str | None = None) -> KernelState:
+        """What is in the kernel of one site, or of all."""
+        names = (site_name,) if site_name else self._kernel.sites()
+        states = [self._kernel.look(name).state for name in names]
+        return KernelState(
+            links=tuple(link for state in states for link in state.links),
+            ports=tuple(port for state in states for port in state.ports),
+            addresses=tuple(address for state in states for address in state.addresses),
+            tables=tuple(table for state in states for table in state.tables),
+        )
+
+    def tunnels(self, site_name: str | None = None) -> dict[str, TunnelStatus]:
+        """Counters of each tunnel by `tenant/tunnel`."""
+        found = {}
+        for link in self._kernel.tunnels():
+            _dvn, site, _kind, name = link.alias.split(":", 3)
+            if site_name in (None, site):
+                tenant, _, tunnel = name.partition("/")
+                found[name] = TunnelStatus(
+                    name=link.name,
+                    tenant=tenant,
+                    tunnel=tunnel,
+                    local=link.local,
+                    remote=link.remote,
+                    key=link.key,
+                    up=link.up,
+                    rx_packets=link.rx_packets,
+                    rx_bytes=link.rx_bytes,
+                    tx_packets=link.tx_packets,
+                    tx_bytes=link.tx_bytes,
+                )
+        return found
+
+    def probe(self, address: str, network: str, count: int = 1, timeout: float = 1.0) -> Probe:
+        """Echo requests from a network's bridge; see dvn.probe."""
+        return probing.probe(address, network, count, timeout)
+
+    def _look(self, site: Site) -> _Look:
+        view = self._kernel.look(site.site)
+        compiled = compile_site(site, view.host, lenient=self._lenient)
+        keys = [sysctl.key for sysctl in compiled.state.sysctls]
+        observed = replace(view.state, sysctls=self._kernel.sysctls(keys))
+        return _Look(observed, compiled.state, compiled.notes)
+
+    def _execute(self, site_name: str, plan: Plan, look: _Look) -> tuple[Writes, KernelState]:
+        """Do the plan. Returns the writes made and what undo would go back to."""
+        # Links that are not ours may go down meanwhile; undo must not set them up again.
+        before = replace(look.observed, raised=frozenset())
+        if any(isinstance(step, NftChange) for step in plan.steps):
+            before = replace(before, tables=self._kernel.listings(before.tables))
+        writes = Writes()
+        for step in plan.steps:
+            try:
+                writes += self._kernel.perform(step)
+            except KernelError as error:
+                undone, how = self._undo(site_name, before, look.desired)
+                raise ApplyError(f"{_short(step)}: {error}; {how}", undone=undone) from error
+        return writes, before
+
+    def _verify(self, site: Site, look: _Look, before: KernelState) -> None:
+        left = self._look(site).plan()
+        if left:
+            undone, how = self._undo(site.site, before, look.desired)
+            what = "; ".join(left.lines()[:3])
+            raise ApplyError(f"the kernel is not as it was told: {what}; {how}", undone=undone)
+
+    def _undo(self, site_name: str, before: KernelState, desired: KernelState) -> tuple[bool, str]:
+        """Back to `before`, by the difference between what is there now and what was."""
+        try:
+            now = self._kernel.look(site_name).state
+            keys = [sysctl.key for sysctl in desired.sysctls]
+            now = replace(now, sysctls=self._kernel.sysctls(keys))
+            for step in diff(now, before).steps:
+                self._kernel.perform(step)
+        except KernelError as error:
+            return False, f"and it could not be undone: {error}"
+        return True, "what was done is undone"
+
+
+def _short(step: Step) -> str:
+    lines = str(step).splitlines()
+    return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
+
+
+def _applied(plan: Plan, writes: Writes, notes: tuple[str, ...]) -> Applied:
+    return Applied(
+        steps=plan.lines(),
+        netlink_writes=writes.netlink,
+        nft_writes=writes.nft,
+        sysctl_writes=writes.sysctl,
+        verified=True,
+        notes=notes,
+    )

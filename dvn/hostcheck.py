@@ -1,0 +1,118 @@
+"""Whether a host can hold a site: interfaces that are missing, names and slots others have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dvn import addresses
+from dvn.forms import nearest
+from dvn.kernel.state import Host, table_name
+from dvn.located import Path_, Problem
+from dvn.spec import Site
+
+
+def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]:
+    """(what makes the whole site impossible, what makes one port or uplink impossible)."""
+    hard = [*_underlay(site, host), *_foreign_names(site, host), *_foreign_slots(site, host)]
+    return hard, [*_attachments(site, host)]
+
+
+def _others(host: Host) -> list[str]:
+    return [name for name, link in host.links.items() if not link.ours and name != "lo"]
+
+
+def _missing(name: str, host: Host, path: Path_) -> Problem:
+    return Problem(
+        "", 0, f"interface {name} is not on this host", nearest(name, _others(host)), path
+    )
+
+
+def _underlay(site: Site, host: Host) -> Iterator[Problem]:
+    if site.underlay is None:
+        return
+    if site.underlay.interface not in host.links:
+        yield _missing(site.underlay.interface, host, ("underlay", "interface"))
+    elif str(site.underlay.address) not in host.addresses:
+        yield Problem(
+            "",
+            0,
+            f"underlay address {site.underlay.address} is on no interface of this host",
+            f"give it to {site.underlay.interface}, or write the address that is there",
+            ("underlay", "address"),
+        )
+
+
+def _attachments(site: Site, host: Host) -> Iterator[Problem]:
+    for tenant, name, network in site.networks():
+        path: Path_ = ("tenants", tenant, "networks", name)
+        if network.vlan and network.vlan.uplink not in host.links:
+            yield _missing(network.vlan.uplink, host, (*path, "vlan", "uplink"))
+        bridge = addresses.bridge_name(tenant, name)
+        for index, port in enumerate(network.ports):
+            where = (*path, "ports", index, "interface")
+            link = host.links.get(port.interface)
+            if link is None:
+                yield _missing(port.interface, host, where)
+            elif link.master not in (None, bridge) and not _ours(host, link.master):
+                yield Problem(
+                    "",
+                    0,
+                    f"interface {port.interface} belongs to {link.master} already",
+                    f"free it: ip link set {port.interface} nomaster",
+                    where,
+                )
+
+
+def _ours(host: Host, name: str | None) -> bool:
+    link = host.links.get(name or "")
+    return link is not None and link.ours
+
+
+def _devices(site: Site) -> Iterator[tuple[str, tuple[object, ...] | None, Path_]]:
+    """(device, its slot, path) of all that this site makes."""
+    for tenant, name, network in site.networks():
+        path: Path_ = ("tenants", tenant, "networks", name)
+        yield addresses.bridge_name(tenant, name), None, path
+        if network.vlan:
+            slot = ("vlan", network.vlan.uplink, network.vlan.id)
+            yield addresses.vlan_name(tenant, name), slot, (*path, "vlan", "id")
+    for tunnel in site.tunnels():
+        path = ("tenants", tunnel.tenant, "tunnels", tunnel.name)
+        end = ("gretap", str(site.local_of(tunnel)), str(tunnel.remote), tunnel.key)
+        yield addresses.tunnel_name(tunnel.tenant, tunnel.name), end, path
+
+
+def _foreign_names(site: Site, host: Host) -> Iterator[Problem]:
+    for device, _slot, path in _devices(site):
+        link = host.links.get(device)
+        if link and (not link.ours or link.site not in ("", site.site)):
+            whose = f"belongs to site {link.site}" if link.ours else "is not ours"
+            yield Problem(
+                "", 0, f"device {device} is there and {whose}", f"ip link delete {device}", path
+            )
+    for family, name in sorted(host.foreign_tables):
+        if name == table_name(site.site):
+            yield Problem(
+                "",
+                0,
+                f"nft table {family} {name} is there and is not ours",
+                f"nft delete table {family} {name}",
+                ("site",),
+            )
+
+
+def _foreign_slots(site: Site, host: Host) -> Iterator[Problem]:
+    taken = {
+        link.slot: link
+        for link in host.links.values()
+        if link.slot and (not link.ours or link.site not in ("", site.site))
+    }
+    for device, slot, path in _devices(site):
+        link = taken.get(slot) if slot else None
+        if slot is None or link is None or link.name == device:
+            continue
+        if slot[0] == "vlan":
+            what = f"VLAN id {slot[2]} on {slot[1]} is the device {link.name}, which is not ours"
+        else:
+            what = f"device {link.name}, which is not ours, has the same tunnel ends and key"
+        yield Problem("", 0, what, f"remove it (ip link delete {link.name}) or change yours", path)

@@ -1,0 +1,154 @@
+"""(observed, desired) -> Plan. Pure.
+
+Order: filters before what they filter, creation before reference, removal after; in-place changes
+where the kernel can, so that flows survive. Elements are taken out of filter sets only after the
+links they name are gone: a rule that disappears early would open a network, not close it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dvn.kernel import nftdiff
+from dvn.kernel.state import Bridge, Gretap, KernelState, Link, Vlan
+from dvn.kernel.steps import (
+    AddAddress,
+    AddLink,
+    Change,
+    DelAddress,
+    DelLink,
+    Enslave,
+    Plan,
+    RaiseLink,
+    SetLink,
+    SetSysctl,
+    Step,
+)
+
+_KIND_ORDER = {"bridge": 0, "vlan": 1, "gretap": 2}
+
+
+def diff(observed: KernelState, desired: KernelState) -> Plan:
+    """The steps from `observed` to `desired`; none if they mean the same."""
+    early = _in_the_way(observed, desired)
+    kept = {name: link for name, link in observed.by_name.items() if name not in early}
+    closing, opening = nftdiff.changes(observed.tables, desired.tables)
+    wanted = sorted(desired.links, key=_creation_order)
+    steps: list[Step] = [DelLink(link) for link in sorted(early.values(), key=_removal_order)]
+    if closing:
+        steps.append(closing)
+    steps += [AddLink(link) for link in wanted if link.name not in kept]
+    steps += _sysctls(observed, desired)
+    steps += _in_place(kept, wanted)
+    steps += _addresses_added(observed, desired, kept)
+    ports = {port.name: port.master for port in observed.ports if port.master in kept}
+    steps += [
+        Enslave(port.name, port.master, ports.get(port.name))
+        for port in desired.ports
+        if ports.get(port.name) != port.master
+    ]
+    steps += [RaiseLink(link.name) for link in wanted if link.up and link.name not in kept]
+    steps += [RaiseLink(name) for name in sorted(desired.raised - observed.raised)]
+    steps += _removals(observed, desired, kept, ports)
+    if opening:
+        steps.append(opening)
+    return Plan(tuple(steps))
+
+
+def _creation_order(link: Link) -> tuple[int, str]:
+    return (_KIND_ORDER[link.params.kind], link.name)
+
+
+def _removal_order(link: Link) -> tuple[int, str]:
+    return (-_KIND_ORDER[link.params.kind], link.name)
+
+
+def _in_the_way(observed: KernelState, desired: KernelState) -> dict[str, Link]:
+    """Links that must go before anything is made: of another kind or parent than wanted, or in a
+    slot (VLAN id of an uplink, ends and key of a tunnel) that another link is to have."""
+    slots = {link.params.slot(): link.name for link in desired.links if link.params.slot()}
+    early = {}
+    for link in observed.links:
+        wanted = desired.by_name.get(link.name)
+        if (wanted and not _changeable(link, wanted)) or slots.get(
+            link.params.slot(), link.name
+        ) != link.name:
+            early[link.name] = link
+    return early
+
+
+def _changeable(link: Link, wanted: Link) -> bool:
+    match link.params, wanted.params:
+        case (Bridge(), Bridge()) | (Gretap(), Gretap()):
+            return True
+        case Vlan() as have, Vlan() as want:
+            return have == want
+        case _:
+            return False
+
+
+def _in_place(kept: dict[str, Link], wanted: list[Link]) -> Iterator[SetLink]:
+    for link in wanted:
+        have = kept.get(link.name)
+        if have is None:
+            continue
+        changes = tuple(_changes(have, link))
+        if changes:
+            yield SetLink(link, changes, have)
+
+
+def _changes(have: Link, want: Link) -> Iterator[Change]:
+    if have.alias != want.alias:
+        yield "alias"
+    if have.params != want.params:
+        yield "params"
+    if have.mtu != want.mtu:
+        yield "mtu"
+    if have.master != want.master:
+        yield "master"
+    if want.mac is not None and have.mac != want.mac:
+        yield "mac"
+    if have.link_local != want.link_local:
+        yield "link_local"
+    if have.up != want.up:
+        yield "up"
+
+
+def _sysctls(observed: KernelState, desired: KernelState) -> Iterator[SetSysctl]:
+    values = observed.sysctl_values
+    for sysctl in desired.sysctls:
+        before = values.get(sysctl.key)
+        if before != sysctl.value:
+            yield SetSysctl(sysctl.key, sysctl.value, before)
+
+
+def _addresses_added(
+    observed: KernelState, desired: KernelState, kept: dict[str, Link]
+) -> Iterator[AddAddress]:
+    # The kernel drops a link's addresses with the link: those of one remade count as missing.
+    remade = observed.by_name.keys() - kept.keys()
+    have = {address for address in observed.addresses if address.link not in remade}
+    for address in desired.addresses:
+        if address not in have:
+            yield AddAddress(address.link, address.address)
+
+
+def _removals(
+    observed: KernelState,
+    desired: KernelState,
+    kept: dict[str, Link],
+    ports: dict[str, str],
+) -> Iterator[Step]:
+    gone = [link for name, link in kept.items() if name not in desired.by_name]
+    gone_names = {link.name for link in gone}
+    remade = observed.by_name.keys() - kept.keys()
+    wanted_addresses = set(desired.addresses)
+    for address in observed.addresses:
+        if address not in wanted_addresses and address.link not in gone_names | remade:
+            yield DelAddress(address.link, address.address)
+    wanted_ports = {port.name for port in desired.ports}
+    for name, master in sorted(ports.items()):
+        if name not in wanted_ports and master not in gone_names:
+            yield Enslave(name, None, master)
+    for link in sorted(gone, key=_removal_order):
+        yield DelLink(link)

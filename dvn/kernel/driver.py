@@ -1,0 +1,50 @@
+"""What an engine asks of a kernel: look, read sysctls, list tables, do one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dvn.kernel.state import NftTable, Sysctl, View
+from dvn.kernel.steps import Step, Writes
+
+
+class KernelError(RuntimeError):
+    """The kernel, or nft, refused something; the text says what and why."""
+
+
+@dataclass(frozen=True)
+class LinkCounters:
+    """A link of ours and what passed through it."""
+
+    name: str
+    alias: str
+    up: bool
+    local: str
+    remote: str
+    key: int
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+
+
+class Kernel(Protocol):
+    def look(self, site: str) -> View:
+        """The host, and what is there of `site` (sysctls apart). Raises KernelError."""
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites that have objects here."""
+
+    def sysctls(self, keys: Iterable[str]) -> tuple[Sysctl, ...]:
+        """The values of the keys that exist."""
+
+    def listings(self, tables: Iterable[NftTable]) -> tuple[NftTable, ...]:
+        """The same tables, each with nft's own text of it, so that it can be put back."""
+
+    def perform(self, step: Step) -> Writes:
+        """Do one step, all of it or nothing, and count the writes. Raises KernelError."""
+
+    def tunnels(self) -> tuple[LinkCounters, ...]:
+        """Our tunnels of all sites, with their counters."""

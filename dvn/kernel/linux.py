@@ -1,0 +1,290 @@
+"""The kernel this process runs on: route netlink, libnftables, /proc/sys."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from dvn.kernel import netlink as nl
+from dvn.kernel import rtnl
+from dvn.kernel.driver import KernelError, LinkCounters
+from dvn.kernel.nft import Nft
+from dvn.kernel.rtnl import RawAddress, RawLink
+from dvn.kernel.state import (
+    ADDRESS_PROTOCOL,
+    ALIAS_PREFIX,
+    LINK_GROUP,
+    Address,
+    Gretap,
+    Host,
+    HostLink,
+    KernelState,
+    Link,
+    NftTable,
+    Port,
+    Sysctl,
+    View,
+    table_name,
+)
+from dvn.kernel.steps import (
+    AddAddress,
+    AddLink,
+    DelAddress,
+    DelLink,
+    Enslave,
+    NftChange,
+    RaiseLink,
+    SetLink,
+    SetSysctl,
+    Step,
+    Writes,
+)
+
+_PROC_SYS = Path("/proc/sys")
+_GONE = frozenset({errno.ENODEV, errno.EADDRNOTAVAIL})
+
+
+class LinuxKernel:
+    """Opens its sockets on first use, in the namespace of the thread that uses it first."""
+
+    def __init__(self) -> None:
+        self._open_socket: nl.Socket | None = None
+        self._open_nft: Nft | None = None
+
+    @property
+    def _socket(self) -> nl.Socket:
+        if self._open_socket is None:
+            self._open_socket = nl.Socket()
+        return self._open_socket
+
+    @property
+    def _nft(self) -> Nft:
+        if self._open_nft is None:
+            self._open_nft = Nft()
+        return self._open_nft
+
+    def close(self) -> None:
+        if self._open_socket:
+            self._open_socket.close()
+        if self._open_nft:
+            self._open_nft.close()
+        self._open_socket = self._open_nft = None
+
+    # -- reading
+
+    def look(self, site: str) -> View:
+        links, addresses = self._dumps()
+        names = {link.index: link.name for link in links}
+        own = {link.index for link in links if _site_of(link) == site or _unstamped(link)}
+        bridges = {link.index for link in links if link.index in own and link.kind == "bridge"}
+        tables, foreign_tables = self._tables(site)
+        state = KernelState(
+            links=tuple(_link(link, names) for link in links if link.index in own),
+            ports=tuple(
+                Port(link.name, names[link.master])
+                for link in links
+                if link.master in bridges and not _is_ours(link)
+            ),
+            addresses=tuple(
+                Address(names[address.index], address.address)
+                for address in addresses
+                if _own_address(address, own)
+            ),
+            tables=tables,
+            raised=frozenset(link.name for link in links if link.up and link.index not in own),
+        )
+        host = Host(
+            links={link.name: _host_link(link, names) for link in links},
+            addresses=frozenset(
+                address.address.split("/")[0]
+                for address in addresses
+                if address.index not in own and address.protocol != ADDRESS_PROTOCOL
+            ),
+            foreign_tables=foreign_tables,
+        )
+        return View(host, state)
+
+    def sites(self) -> tuple[str, ...]:
+        links, _addresses = self._dumps()
+        found = {_site_of(link) for link in links}
+        for family, name in self._nft.table_names():
+            if name.startswith(table_name("")) and self._nft.table(family, name):
+                found.add(name.removeprefix(table_name("")))
+        return tuple(sorted(found - {""}))
+
+    def sysctls(self, keys: Iterable[str]) -> tuple[Sysctl, ...]:
+        found = []
+        for key in keys:
+            try:
+                value = (_PROC_SYS / key).read_text()
+            except OSError:
+                continue
+            found.append(Sysctl(key, value.strip()))
+        return tuple(found)
+
+    def listings(self, tables: Iterable[NftTable]) -> tuple[NftTable, ...]:
+        return tuple(
+            replace(table, listing=self._nft.listing(table.family, table.name)) for table in tables
+        )
+
+    def tunnels(self) -> tuple[LinkCounters, ...]:
+        try:
+            links = rtnl.dump_links(self._socket, stats=True)
+        except OSError as error:
+            raise _refused(error) from error
+        found = []
+        for link in links:
+            params = rtnl.params_of(link, str)
+            if not link.alias.startswith(ALIAS_PREFIX) or not isinstance(params, Gretap):
+                continue
+            rx_packets, tx_packets, rx_bytes, tx_bytes = link.stats or (0, 0, 0, 0)
+            found.append(
+                LinkCounters(
+                    link.name, link.alias, link.up, params.local, params.remote, params.key,
+                    rx_packets, tx_packets, rx_bytes, tx_bytes,
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def _dumps(self) -> tuple[list[RawLink], list[RawAddress]]:
+        try:
+            return rtnl.dump_links(self._socket), rtnl.dump_addresses(self._socket)
+        except OSError as error:
+            raise _refused(error) from error
+
+    def _tables(self, site: str) -> tuple[tuple[NftTable, ...], frozenset[tuple[str, str]]]:
+        ours, foreign = [], set()
+        for family, name in self._nft.table_names():
+            if name != table_name(site):
+                continue
+            table = self._nft.table(family, name)
+            if table:
+                ours.append(table)
+            else:
+                foreign.add((family, name))
+        return tuple(ours), frozenset(foreign)
+
+    # -- writing
+
+    def perform(self, step: Step) -> Writes:
+        try:
+            return self._perform(step)
+        except OSError as error:
+            raise _refused(error) from error
+
+    def _perform(self, step: Step) -> Writes:
+        match step:
+            case NftChange():
+                self._nft.run(step.text())
+                return Writes(nft=len(step.commands))
+            case SetSysctl(key, value):
+                (_PROC_SYS / key).write_text(value)
+                return Writes(sysctl=1)
+            case DelLink() | DelAddress():
+                return self._remove(step)
+            case _:
+                requests = self._requests(step)
+                self._socket.send(requests)
+                return Writes(netlink=len(requests))
+
+    def _requests(self, step: Step) -> list[nl.Request]:
+        match step:
+            case AddLink(link):
+                return rtnl.create(link, self._index)
+            case SetLink(link, changes):
+                return rtnl.change(link, changes, self._index)
+            case RaiseLink(name):
+                return [rtnl.up(name)]
+            case Enslave(name, master):
+                return [rtnl.enslave(name, self._index(master) if master else 0)]
+            case AddAddress(link_name, address):
+                return [rtnl.add_address(self._index(link_name), address)]
+            case _:
+                raise TypeError(f"no netlink for {step!r}")
+
+    def _remove(self, step: DelLink | DelAddress) -> Writes:
+        """What is gone already need not be removed."""
+        try:
+            if isinstance(step, DelLink):
+                self._socket.send([rtnl.delete(step.link.name)])
+            else:
+                self._socket.send([rtnl.del_address(self._index(step.link), step.address)])
+        except nl.NetlinkError as error:
+            if error.errno not in _GONE:
+                raise
+        return Writes(netlink=1)
+
+    def _index(self, name: str) -> int:
+        try:
+            return socket.if_nametoindex(name)
+        except OSError:
+            raise nl.NetlinkError(errno.ENODEV, f"interface {name} is gone") from None
+
+
+def _refused(error: OSError) -> KernelError:
+    words = error.strerror or str(error)
+    if error.errno == errno.EPERM:
+        words += "; run as root (CAP_NET_ADMIN)"
+    if error.errno == errno.EOPNOTSUPP:
+        words += "; the kernel lacks this (modules ip_gre, 8021q, bridge, nf_tables)"
+    if error.filename:
+        words = f"{error.filename}: {words}"
+    return KernelError(words)
+
+
+def _site_of(link: RawLink) -> str:
+    """The site a link of ours is stamped with; "" if it is not ours."""
+    parts = link.alias.split(":", 2)
+    return parts[1] if len(parts) == 3 and link.alias.startswith(ALIAS_PREFIX) else ""
+
+
+def _unstamped(link: RawLink) -> bool:
+    """Ours, made by a process that was killed before it wrote the alias."""
+    return link.group == LINK_GROUP and not link.alias
+
+
+def _is_ours(link: RawLink) -> bool:
+    return bool(_site_of(link)) or _unstamped(link)
+
+
+def _own_address(address: RawAddress, own: set[int]) -> bool:
+    if address.index in own:
+        return address.scope != rtnl.RT_SCOPE_LINK  # the kernel's own link-local ones
+    return address.protocol == ADDRESS_PROTOCOL
+
+
+def _link(link: RawLink, names: dict[int, str]) -> Link:
+    params = rtnl.params_of(link, _namer(names))
+    if params is None:  # ours by its stamp, but of a kind we do not make: will be removed
+        params = Gretap("0.0.0.0", "0.0.0.0", 0)
+    return Link(
+        name=link.name,
+        alias=link.alias,
+        params=params,
+        mtu=link.mtu,
+        up=link.up,
+        master=names.get(link.master) if link.master else None,
+        mac=link.mac,
+        link_local=link.link_local,
+    )
+
+
+def _namer(names: dict[int, str]) -> Callable[[int], str]:
+    return lambda index: names.get(index, f"#{index}")
+
+
+def _host_link(link: RawLink, names: dict[int, str]) -> HostLink:
+    params = rtnl.params_of(link, _namer(names))
+    return HostLink(
+        name=link.name,
+        kind=link.kind,
+        mtu=link.mtu,
+        up=link.up,
+        ours=_is_ours(link),
+        site=_site_of(link),
+        master=names.get(link.master) if link.master else None,
+        slot=params.slot() if params else None,
+    )

@@ -1,0 +1,292 @@
+"""Links and addresses to and from route netlink messages (rtnetlink(7), linux/if_link.h)."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dvn.kernel import netlink as nl
+from dvn.kernel.netlink import Request, attribute, be16, be32, nested, text, u8, u16, u32
+from dvn.kernel.state import ADDRESS_PROTOCOL, LINK_GROUP, Bridge, Gretap, Link, Params, Vlan
+from dvn.kernel.steps import Change
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+
+IFF_UP = 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
+IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 10, 18, 20
+IFLA_STATS64, IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 23, 26, 27, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INET6_ADDR_GEN_MODE = 8
+ADDR_GEN_EUI64, ADDR_GEN_NONE = 0, 1
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+
+IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
+IFLA_VLAN_ID, IFLA_VLAN_PROTOCOL = 1, 5
+ETH_P_8021Q = 0x8100
+
+IFLA_GRE_IFLAGS, IFLA_GRE_OFLAGS, IFLA_GRE_IKEY, IFLA_GRE_OKEY = 2, 3, 4, 5
+IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_TTL, IFLA_GRE_PMTUDISC = 6, 7, 8, 10
+IFLA_GRE_IGNORE_DF = 19
+GRE_KEY = 0x2000
+
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS, IFA_PROTO = 1, 2, 4, 8, 11
+IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+
+_IFINFO = struct.Struct("=BxHiII")
+_IFADDR = struct.Struct("=BBBBI")
+
+IndexOf = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class RawLink:
+    """A link as the kernel tells it; indexes instead of names where the kernel has those."""
+
+    index: int
+    name: str
+    up: bool
+    mtu: int
+    mac: str
+    alias: str
+    group: int
+    master: int
+    parent: int
+    kind: str
+    data: nl.Attributes
+    link_local: bool
+    stats: tuple[int, int, int, int] | None  # rx packets, tx packets, rx bytes, tx bytes
+
+
+@dataclass(frozen=True)
+class RawAddress:
+    index: int
+    address: str  # with prefix length
+    protocol: int
+    scope: int
+
+
+def dump_links(sock: nl.Socket, *, stats: bool = False) -> list[RawLink]:
+    """All links of the namespace."""
+    mask = 0 if stats else RTEXT_FILTER_SKIP_STATS
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + u32(IFLA_EXT_MASK, mask)
+    return [parse_link(payload) for payload in sock.dump(RTM_GETLINK, body, "list links")]
+
+
+def parse_link(payload: bytes) -> RawLink:
+    _family, _type, index, flags, _change = _IFINFO.unpack_from(payload)
+    found = nl.attributes(payload, _IFINFO.size)
+    info = nl.attributes(found.get(IFLA_LINKINFO, b""))
+    inet6 = nl.attributes(nl.attributes(found.get(IFLA_AF_SPEC, b"")).get(socket.AF_INET6, b""))
+    stats = found.get(IFLA_STATS64)
+    return RawLink(
+        index=index,
+        name=_string(found.get(IFLA_IFNAME)),
+        up=bool(flags & IFF_UP),
+        mtu=_u32(found.get(IFLA_MTU)),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        alias=_string(found.get(IFLA_IFALIAS)),
+        group=_u32(found.get(IFLA_GROUP)),
+        master=_u32(found.get(IFLA_MASTER)),
+        parent=_u32(found.get(IFLA_LINK)),
+        kind=_string(info.get(IFLA_INFO_KIND)),
+        data=nl.attributes(info.get(IFLA_INFO_DATA, b"")),
+        link_local=inet6.get(IFLA_INET6_ADDR_GEN_MODE, b"\1") != b"\1",
+        stats=struct.unpack_from("=4Q", stats) if stats else None,
+    )
+
+
+def params_of(link: RawLink, name_of: Callable[[int], str]) -> Params | None:
+    """What makes the link what it is; None if it is no kind of ours."""
+    data = link.data
+    match link.kind:
+        case "bridge":
+            return Bridge()
+        case "vlan":
+            return Vlan(
+                name_of(link.parent), int.from_bytes(data.get(IFLA_VLAN_ID, b""), sys.byteorder)
+            )
+        case "gretap":
+            keyed = int.from_bytes(data.get(IFLA_GRE_IFLAGS, b""), "big") & GRE_KEY
+            return Gretap(
+                local=_ipv4(data.get(IFLA_GRE_LOCAL)),
+                remote=_ipv4(data.get(IFLA_GRE_REMOTE)),
+                key=int.from_bytes(data.get(IFLA_GRE_IKEY, b""), "big") if keyed else 0,
+                ttl=_u8(data.get(IFLA_GRE_TTL)),
+                pmtudisc=bool(_u8(data.get(IFLA_GRE_PMTUDISC))),
+                ignore_df=bool(_u8(data.get(IFLA_GRE_IGNORE_DF))),
+            )
+        case _:
+            return None
+
+
+def create(link: Link, index_of: IndexOf) -> list[Request]:
+    """Messages that make a link, down and stamped; to be sent together."""
+    body = [_IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0), text(IFLA_IFNAME, link.name)]
+    body.append(u32(IFLA_GROUP, LINK_GROUP))
+    # A bridge follows the smallest MTU of its ports until its own is *changed*: made one byte
+    # smaller and then set, it is steady (net/bridge/br_device.c, BROPT_MTU_SET_BY_USER).
+    bridge = isinstance(link.params, Bridge)
+    body.append(u32(IFLA_MTU, link.mtu - 1 if bridge else link.mtu))
+    if link.mac:
+        body.append(attribute(IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", ""))))
+    if link.master:
+        body.append(u32(IFLA_MASTER, index_of(link.master)))
+    if isinstance(link.params, Vlan):
+        body.append(u32(IFLA_LINK, index_of(link.params.parent)))
+    body += [_info(link.params), _addr_gen(link.link_local)]
+    what = f"create {link.params.kind} {link.name}"
+    requests = [
+        Request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, b"".join(body), what),
+        _set_named(link.name, text(IFLA_IFALIAS, link.alias), f"stamp {link.name}"),
+    ]
+    if bridge:
+        requests.append(_set_named(link.name, u32(IFLA_MTU, link.mtu), f"MTU of {link.name}"))
+    return requests
+
+
+def change(link: Link, changes: tuple[Change, ...], index_of: IndexOf) -> list[Request]:
+    """Messages that change a link in place."""
+    requests = []
+    for kind in changes:
+        what = f"{kind} of {link.name}"
+        match kind:
+            case "alias":
+                body = text(IFLA_IFALIAS, link.alias) + u32(IFLA_GROUP, LINK_GROUP)
+            case "params":
+                body = _info(link.params)
+            case "mtu":
+                body = u32(IFLA_MTU, link.mtu)
+            case "master":
+                body = u32(IFLA_MASTER, index_of(link.master) if link.master else 0)
+            case "mac":
+                body = attribute(IFLA_ADDRESS, bytes.fromhex((link.mac or "").replace(":", "")))
+            case "link_local":
+                body = _addr_gen(link.link_local)
+            case "up":
+                requests.append(up(link.name, link.up))
+                continue
+        requests.append(_set_named(link.name, body, what))
+    return requests
+
+
+def up(name: str, raised: bool = True) -> Request:
+    header = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, IFF_UP if raised else 0, IFF_UP)
+    return Request(RTM_NEWLINK, 0, header + text(IFLA_IFNAME, name), f"set {name} up")
+
+
+def enslave(name: str, master: int) -> Request:
+    return _set_named(name, u32(IFLA_MASTER, master), f"master of {name}")
+
+
+def delete(name: str) -> Request:
+    header = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    return Request(RTM_DELLINK, 0, header + text(IFLA_IFNAME, name), f"delete {name}")
+
+
+def _set_named(name: str, body: bytes, what: str) -> Request:
+    header = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    return Request(RTM_NEWLINK, 0, header + text(IFLA_IFNAME, name) + body, what)
+
+
+def _addr_gen(link_local: bool) -> bytes:
+    mode = ADDR_GEN_EUI64 if link_local else ADDR_GEN_NONE
+    return nested(IFLA_AF_SPEC, nested(socket.AF_INET6, u8(IFLA_INET6_ADDR_GEN_MODE, mode)))
+
+
+def _info(params: Params) -> bytes:
+    match params:
+        case Bridge():
+            data = [
+                u32(IFLA_BR_FORWARD_DELAY, 0),
+                u32(IFLA_BR_STP_STATE, 0),
+                u8(IFLA_BR_MCAST_SNOOPING, 0),
+            ]
+        case Vlan(_parent, id_):
+            data = [u16(IFLA_VLAN_ID, id_), be16(IFLA_VLAN_PROTOCOL, ETH_P_8021Q)]
+        case Gretap():
+            # The kernel resets what is not named: a change carries all of it.
+            data = [
+                be16(IFLA_GRE_IFLAGS, GRE_KEY),
+                be16(IFLA_GRE_OFLAGS, GRE_KEY),
+                be32(IFLA_GRE_IKEY, params.key),
+                be32(IFLA_GRE_OKEY, params.key),
+                attribute(IFLA_GRE_LOCAL, socket.inet_aton(params.local)),
+                attribute(IFLA_GRE_REMOTE, socket.inet_aton(params.remote)),
+                u8(IFLA_GRE_TTL, params.ttl),
+                u8(IFLA_GRE_PMTUDISC, int(params.pmtudisc)),
+                u8(IFLA_GRE_IGNORE_DF, int(params.ignore_df)),
+            ]
+    kind = attribute(IFLA_INFO_KIND, params.kind.encode())
+    return nested(IFLA_LINKINFO, kind, nested(IFLA_INFO_DATA, *data))
+
+
+def dump_addresses(sock: nl.Socket) -> list[RawAddress]:
+    """All IPv4 and IPv6 addresses of the namespace."""
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        body = _IFADDR.pack(family, 0, 0, 0, 0)
+        for payload in sock.dump(RTM_GETADDR, body, "list addresses"):
+            found.append(parse_address(payload))
+    return found
+
+
+def parse_address(payload: bytes) -> RawAddress:
+    _family, length, _flags, scope, index = _IFADDR.unpack_from(payload)
+    attrs = nl.attributes(payload, _IFADDR.size)
+    raw = attrs.get(IFA_LOCAL) or attrs[IFA_ADDRESS]
+    return RawAddress(
+        index, f"{ipaddress.ip_address(raw)}/{length}", _u8(attrs.get(IFA_PROTO)), scope
+    )
+
+
+def add_address(index: int, address: str) -> Request:
+    """IPv6 without duplicate detection: the bridge may have no carrier yet, and the address would
+    stay tentative and useless."""
+    what = f"add address {address}"
+    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    return Request(RTM_NEWADDR, flags, _address_body(index, address, own=True), what)
+
+
+def del_address(index: int, address: str) -> Request:
+    body = _address_body(index, address, own=False)
+    return Request(RTM_DELADDR, 0, body, f"delete address {address}")
+
+
+def _address_body(index: int, address: str, *, own: bool) -> bytes:
+    interface = ipaddress.ip_interface(address)
+    four = interface.version == 4
+    family = socket.AF_INET if four else socket.AF_INET6
+    raw = interface.ip.packed
+    length = interface.network.prefixlen
+    body = _IFADDR.pack(family, length, 0, RT_SCOPE_UNIVERSE, index)
+    body += attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw)
+    if own:
+        if four and length < 31:
+            body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+        if not four:
+            body += u32(IFA_FLAGS, IFA_F_NODAD | IFA_F_PERMANENT)
+        body += u8(IFA_PROTO, ADDRESS_PROTOCOL)
+    return body
+
+
+def _string(raw: bytes | None) -> str:
+    return raw.split(b"\0", 1)[0].decode(errors="replace") if raw else ""
+
+
+def _u8(raw: bytes | None) -> int:
+    return raw[0] if raw else 0
+
+
+def _u32(raw: bytes | None) -> int:
+    return int.from_bytes(raw[:4], sys.byteorder) if raw else 0
+
+
+def _ipv4(raw: bytes | None) -> str:
+    return socket.inet_ntoa(raw) if raw else "0.0.0.0"

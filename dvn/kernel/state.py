@@ -1,0 +1,260 @@
+"""What we want in the kernel, or found there: frozen objects that compare by meaning.
+
+Everything that is ours says so: links by ifalias (`dvn:SITE:...`) and link group, addresses on
+other people's links by their protocol number, nft tables by name and marker set. A restart with an
+empty memory knows its own things by these, and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+ALIAS_PREFIX = "dvn:"
+# The group is set in the message that creates a link, the alias only after it: a link that has our
+# group and no alias was left by a kill in between, and is ours as well. ("dvn" in ASCII.)
+LINK_GROUP = 0x64766E
+ADDRESS_PROTOCOL = 0xD4  # IFA_PROTO (Linux 5.18), unassigned in linux/if_addr.h
+OWNER_SET = "owner"
+
+
+def alias(site: str, kind: str, *names: str) -> str:
+    """The ifalias of one of our links: `dvn:cnaf:tunnel:cms/bari`."""
+    return f"{ALIAS_PREFIX}{site}:{kind}:{'/'.join(names)}"
+
+
+def table_name(site: str) -> str:
+    return f"dvn-{site}"
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """No spanning tree, no delay, no multicast snooping: a plain segment."""
+
+    kind: Literal["bridge"] = "bridge"
+
+    def slot(self) -> tuple[object, ...] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Vlan:
+    """802.1Q sub-device of `parent`."""
+
+    parent: str
+    id: int
+    kind: Literal["vlan"] = "vlan"
+
+    def slot(self) -> tuple[object, ...] | None:
+        return ("vlan", self.parent, self.id)
+
+
+@dataclass(frozen=True)
+class Gretap:
+    """Ethernet in GRE with a key, between fixed ends. `ttl` of the outer header; `pmtudisc` false
+    and `ignore_df` true let the outer packet be fragmented (tunnels/gretap.py says why)."""
+
+    local: str
+    remote: str
+    key: int
+    ttl: int = 64
+    pmtudisc: bool = False
+    ignore_df: bool = True
+    kind: Literal["gretap"] = "gretap"
+
+    def slot(self) -> tuple[object, ...] | None:
+        return ("gretap", self.local, self.remote, self.key)
+
+
+Params: TypeAlias = Bridge | Vlan | Gretap
+
+
+@dataclass(frozen=True)
+class Link:
+    """A device of ours. `slot` of its params is what the kernel lets only one device have."""
+
+    name: str
+    alias: str
+    params: Params
+    mtu: int
+    up: bool = True
+    master: str | None = None
+    mac: str | None = None  # None in a desired link: whatever the kernel chose
+    link_local: bool = False  # IPv6 link-local address generation (the slow part of the kernel)
+
+
+@dataclass(frozen=True)
+class Port:
+    """Somebody else's link that is enslaved to a bridge of ours."""
+
+    name: str
+    master: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """`10.9.0.1/24` on `link`; on a link that is not ours it carries our protocol number."""
+
+    link: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Sysctl:
+    """`key` as the path below /proc/sys."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class NftRule:
+    """A rule in nft's words. What the kernel shows of it compares by comment, which carries a
+    digest of the text: the listing is never byte for byte what was written."""
+
+    comment: str
+    text: str = field(default="", compare=False)
+
+    @staticmethod
+    def of(text: str, why: str) -> NftRule:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return NftRule(f"{why[:100]} [{digest}]", text)
+
+
+@dataclass(frozen=True)
+class NftChain:
+    """`hook` is "" for a chain that is only jumped to. Policy is accept: foreign traffic passes."""
+
+    name: str
+    rules: tuple[NftRule, ...] = ()
+    type: str = ""
+    hook: str = ""
+    priority: int = 0
+    policy: str = ""
+
+    def frame(self) -> NftChain:
+        return replace(self, rules=())
+
+
+Element: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NftSet:
+    """A set, or a map if `data` names a type. An element is its key's parts, then the value."""
+
+    name: str
+    type: tuple[str, ...]
+    elements: frozenset[Element] = frozenset()
+    data: str = ""
+    interval: bool = False
+    comment: str = ""
+
+    def frame(self) -> NftSet:
+        return replace(self, elements=frozenset())
+
+    def key(self, element: Element) -> Element:
+        return element[: len(self.type)]
+
+
+@dataclass(frozen=True)
+class NftTable:
+    family: Literal["inet", "bridge"]
+    name: str
+    sets: tuple[NftSet, ...] = ()
+    chains: tuple[NftChain, ...] = ()
+    listing: str = field(default="", compare=False, repr=False)  # nft's own text, to put it back
+
+    def frame(self) -> tuple[frozenset[NftSet], frozenset[NftChain]]:
+        """What cannot change while the table stands: everything but rules and elements."""
+        return (
+            frozenset(s.frame() for s in self.sets),
+            frozenset(c.frame() for c in self.chains),
+        )
+
+
+@dataclass(frozen=True)
+class KernelState:
+    """The objects of one site. In a desired state `raised` names other people's links that must be
+    up (never taken down by us); in an observed one, those that are."""
+
+    links: tuple[Link, ...] = ()
+    ports: tuple[Port, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    tables: tuple[NftTable, ...] = ()
+    raised: frozenset[str] = frozenset()
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Link]:
+        return {link.name: link for link in self.links}
+
+    @cached_property
+    def sysctl_values(self) -> Mapping[str, str]:
+        return {sysctl.key: sysctl.value for sysctl in self.sysctls}
+
+
+def merge(parts: Iterable[KernelState]) -> KernelState:
+    """One state of the parts that the passes made; parts of one nft table become one table."""
+    links: list[Link] = []
+    ports: list[Port] = []
+    addresses: list[Address] = []
+    sysctls: dict[str, Sysctl] = {}
+    tables: dict[tuple[str, str], NftTable] = {}
+    raised: set[str] = set()
+    for part in parts:
+        links += part.links
+        ports += part.ports
+        addresses += part.addresses
+        sysctls |= {sysctl.key: sysctl for sysctl in part.sysctls}
+        raised |= part.raised
+        for table in part.tables:
+            key = (table.family, table.name)
+            have = tables.get(key)
+            tables[key] = (
+                replace(have, sets=have.sets + table.sets, chains=have.chains + table.chains)
+                if have
+                else table
+            )
+    return KernelState(
+        tuple(links),
+        tuple(ports),
+        tuple(addresses),
+        tuple(sysctls.values()),
+        tuple(tables.values()),
+        frozenset(raised),
+    )
+
+
+@dataclass(frozen=True)
+class HostLink:
+    """A link of this host, ours or not, as far as compile needs to know it."""
+
+    name: str
+    kind: str
+    mtu: int
+    up: bool
+    ours: bool
+    site: str = ""  # whose it is, if ours
+    master: str | None = None
+    slot: tuple[object, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts about the host that compile depends on: its links, and addresses that are not ours."""
+
+    links: Mapping[str, HostLink] = field(default_factory=dict)
+    addresses: frozenset[str] = frozenset()
+    foreign_tables: frozenset[tuple[str, str]] = frozenset()  # with our name, without our marker
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at the kernel: the host, and what is there of one site (sysctls apart)."""
+
+    host: Host
+    state: KernelState

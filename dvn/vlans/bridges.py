@@ -1,0 +1,75 @@
+"""One bridge a network; its own device is the network's gateway."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network
+
+from dvn import addresses
+from dvn.kernel.state import Address, Bridge, Host, KernelState, Link, Sysctl, alias
+from dvn.spec import Network, Site
+from dvn.tunnels.mtu import network_mtu
+
+
+def compile_bridges(site: Site, host: Host) -> KernelState:
+    """Bridges, their gateway addresses, and how the host treats packets from them."""
+    mtu = network_mtu(site, host)
+    links, found_addresses, sysctls = [], [], []
+    for tenant, name, network in site.networks():
+        bridge = addresses.bridge_name(tenant, name)
+        links.append(
+            Link(
+                name=bridge,
+                alias=alias(site.site, "network", tenant, name),
+                params=Bridge(),
+                mtu=mtu,
+                # Else the kernel takes the lowest of its ports, and the gateway's address changes
+                # under the machines' ARP tables when a lease comes or goes.
+                mac=addresses.mac_address(site.site, site.host or "", tenant, name),
+                link_local=_has_ipv6(network),
+            )
+        )
+        found_addresses += [Address(bridge, str(gateway)) for gateway in network.gateways()]
+        sysctls += _sysctls(bridge)
+    return KernelState(links=tuple(links), addresses=tuple(found_addresses), sysctls=tuple(sysctls))
+
+
+def _has_ipv6(network: Network) -> bool:
+    return any(isinstance(prefix, IPv6Network) for prefix in network.prefix)
+
+
+def _sysctls(bridge: str) -> list[Sysctl]:
+    four, six = f"net/ipv4/conf/{bridge}", f"net/ipv6/conf/{bridge}"
+    return [
+        Sysctl(f"{four}/forwarding", "1"),
+        # The effective value is max(all, interface): strict here unless `all` says loose. What
+        # comes from a network has an address of the network.
+        Sysctl(f"{four}/rp_filter", "1"),
+        # Answer ARP only for the gateway's address in this network, not for the host's others.
+        Sysctl(f"{four}/arp_ignore", "1"),
+        Sysctl(f"{four}/accept_redirects", "0"),
+        Sysctl(f"{four}/send_redirects", "0"),
+        Sysctl(f"{six}/accept_ra", "0"),
+        Sysctl(f"{six}/accept_redirects", "0"),
+    ]
+
+
+def compile_forwarding(site: Site, _host: Host) -> KernelState:
+    """Forwarding where replies come in; never for the whole host in IPv4.
+
+    IPv6 knows only the switch for all interfaces (ip6_forward looks at `all` alone), so it is set
+    when a network with IPv6 may leave. It stays set after destroy, as does the interfaces': others
+    may have come to rely on it.
+    """
+    interfaces: set[str] = set()
+    six = False
+    for _tenant, _name, network in site.networks():
+        if network.access == "open" or network.nat:
+            if site.underlay:
+                interfaces.add(site.underlay.interface)
+            if network.vlan and network.access == "open":
+                interfaces.add(network.vlan.uplink)
+            six = six or _has_ipv6(network)
+    sysctls = [Sysctl(f"net/ipv4/conf/{name}/forwarding", "1") for name in sorted(interfaces)]
+    if six:
+        sysctls.append(Sysctl("net/ipv6/conf/all/forwarding", "1"))
+    return KernelState(sysctls=tuple(sysctls))
