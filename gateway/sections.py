@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
+from burst.join.bundle import BundleError, Mount
 from burst.model import Policy, Pool
 from dvn.forms import Model, fault
 from dvn.values import AddressField, Name, in_range, one_or_more
@@ -47,8 +48,13 @@ def _mode(value: Any) -> int:
     return mode
 
 
-def _words(value: Any) -> Any:
-    return value.split() if isinstance(value, str) else one_or_more(value)
+def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        try:
+            Mount.parse(text)
+        except BundleError as error:
+            raise fault(str(error)) from None
+    return value
 
 
 Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
@@ -96,9 +102,9 @@ class SlurmConfig(Model):
     munge_key: AbsolutePath
     slurm_conf: AbsolutePath
     job_users: Names = ()
-    mounts: Names = ()
+    mounts: Annotated[Names, AfterValidator(_mounts)] = ()
     hosts: dict[str, str] = Field(default_factory=dict)
-    install: Names = ()
+    install: str = ""
 
 
 class Ec2(Model):
@@ -109,7 +115,10 @@ class Ec2(Model):
     subnet: str
     security_groups: SomeNames
     credentials: AbsolutePath | None = None  # None: boto3's own ways (instance profile, ...)
-    prices: dict[str, Money] = Field(default_factory=dict)
+    profile: str = "default"
+    prices: dict[str, Money] = Field(default_factory=dict)  # an hour; else AWS's price list
+    public_address: bool = True
+    key_name: str = ""
 
 
 class PoolConfig(Model):

@@ -6,6 +6,7 @@ a row the burst loop writes. The rules of a token are in `redeem`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,6 +39,7 @@ class Joins:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.changed: Callable[[], None] = lambda: None  # called after news a decision may need
 
     def mint(self, lease_id: str, token_hash: str, expires: datetime) -> None:
         """Remember a token by its hash, before the launch. A repeat (the launch is tried again)
@@ -86,6 +88,7 @@ class Joins:
             if row is None or row.at is None:
                 add_event(c, now, lease_id, "enrolled", "", "")
             _put(c, row, lease_id, now, at=now if row is None or row.at is None else row.at)
+        self.changed()
 
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
         """Progress or failure. The first failure stays: what follows it is its consequence."""
@@ -99,6 +102,7 @@ class Joins:
             elif ok and (row is None or row.phase != stage):
                 add_event(c, now, lease_id, "report", "", f"{stage}: {detail}" if detail else stage)
             _put(c, row, lease_id, now, **values)
+        self.changed()
 
     def seen(self, lease_id: str, now: datetime) -> bool:
         """Note a sign of life. False: the lease has ended, the machine should power off."""

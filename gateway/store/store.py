@@ -78,11 +78,12 @@ class Store:
             add_event(c, at, lease.id, "state", lease.state.value, "")
         return True
 
-    def save(self, lease: Lease, at: datetime) -> None:
+    def save(self, lease: Lease, at: datetime) -> bool:
         """Write the whole lease; with it, in one transaction, the event of a changed state and,
         when the lease ends, its cost into the ledger (once, however often this is repeated).
 
         An operator's drain request in the database is never overwritten by an older copy.
+        Returns whether the state changed.
         """
         row = row_of(lease)
         with self._engine.begin() as c:
@@ -96,13 +97,15 @@ class Store:
             else:
                 row["drain_requested"] = before.drain_requested or lease.drain_requested
                 c.execute(update(t.leases).where(t.leases.c.id == lease.id).values(row))
-            if before is None or before.state != lease.state.value:
+            changed = before is None or before.state != lease.state.value
+            if changed:
                 why = (
                     f"{lease.failure.kind.value}: {lease.failure.message}" if lease.failure else ""
                 )
                 add_event(c, at, lease.id, "state", lease.state.value, why)
             if not lease.living:
                 _settle(c, lease, at)
+        return changed
 
     def request_drain(self, lease_id: str, reason: str, at: datetime) -> bool:
         """Note an operator's wish to return the machine. False: no such living lease."""

@@ -1,0 +1,5 @@
+"""`python -m gateway` is `dvn`."""
+
+from gateway.cli.main import main
+
+main()

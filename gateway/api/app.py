@@ -1,0 +1,74 @@
+"""The API as FastAPI sees it. Imported by the API's thread only: this takes seconds when cold."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse
+
+from gateway.api import models as m
+from gateway.api.view import NotFound, View
+from gateway.version import version
+
+Reason = Annotated[str, Query(min_length=1, max_length=200)]
+OPERATOR = "an operator asked"
+
+
+def make_app(view: View) -> FastAPI:
+    """Every path is below /v1; what is not found is 404 with a sentence for people."""
+    app = FastAPI(title="dvn gateway", version=version(), docs_url=None, redoc_url=None)
+
+    @app.exception_handler(NotFound)
+    async def not_found(_request: Request, error: NotFound) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, status_code=404)
+
+    @app.get("/v1/status")
+    def status() -> m.Status:
+        return view.status()
+
+    @app.get("/v1/leases")
+    def leases(ended: bool = False) -> tuple[m.Lease, ...]:
+        return view.leases(ended=ended)
+
+    @app.get("/v1/jobs")
+    def jobs() -> tuple[m.Job, ...]:
+        return view.jobs()
+
+    @app.get("/v1/pools")
+    def pools() -> tuple[m.Pool, ...]:
+        return view.pools()
+
+    @app.get("/v1/budgets")
+    def budgets() -> tuple[m.Budget, ...]:
+        return view.budgets()
+
+    @app.get("/v1/events")
+    def events(
+        lease: str | None = None,
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    ) -> tuple[m.Event, ...]:
+        return view.events(lease=lease, after=after, limit=limit)
+
+    @app.get("/v1/plan")
+    def plan() -> m.PlanNow:
+        return view.plan()
+
+    @app.get("/v1/explain/{kind}/{name}")
+    def explain(kind: str, name: str) -> m.Explanation:
+        return view.explain(kind, name)
+
+    @app.post("/v1/leases/{name}/drain")
+    def drain(name: str, reason: Reason = OPERATOR) -> m.Drained:
+        return view.drain(name, reason)
+
+    @app.post("/v1/drain")
+    def drain_all(reason: Reason = OPERATOR) -> m.Drained:
+        return view.drain_all(reason)
+
+    @app.post("/v1/resume")
+    def resume() -> m.Drained:
+        return view.resume()
+
+    return app

@@ -1,0 +1,234 @@
+"""`dvn burst ...`: what is borrowed, why, and giving it back. Asks the daemon; loads little."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.client import ApiFailure, Client
+from gateway.cli.output import Format, Output, Socket, ago, as_json, clock, fail, line, table
+
+app = typer.Typer(no_args_is_help=True, help="Borrowed machines: see, explain and return them.")
+
+
+def ask(client: Client, method: str, *path: str, **query: object) -> Any:
+    """The daemon's answer; ends the command with one message when there is none."""
+    try:
+        return client.get(*path, **query) if method == "GET" else client.post(*path, **query)
+    except ApiFailure as error:
+        raise fail(str(error)) from None
+
+
+@app.command()
+def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
+    """Show pools, machines by state, and money."""
+    value = ask(Client(socket), "GET", "status")
+    if output is Format.JSON:
+        as_json({key: value[key] for key in ("hold", "leases", "pools", "budgets")})
+        return
+    if value["hold"]:
+        line(f"Nothing new is rented: {value['hold']} (`dvn burst resume` ends this)")
+    table(
+        "Pools",
+        ("pool", "tenant", "provider", "machines", "states", "why"),
+        [
+            (
+                pool["name"],
+                pool["tenant"],
+                pool["provider"],
+                f"{pool['machines']}/{pool['max_machines']}",
+                _counts(pool["states"]),
+                (pool["why"] or {}).get("message", ""),
+            )
+            for pool in value["pools"]
+        ],
+    )
+    if value["budgets"]:
+        line()
+        _budgets(value["budgets"])
+
+
+@app.command()
+def leases(
+    ended: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    output: Output = Format.TEXT,
+    socket: Socket = None,
+) -> None:
+    """List borrowed machines."""
+    value = ask(Client(socket), "GET", "leases", ended=ended)
+    if output is Format.JSON:
+        as_json(value)
+        return
+    table(
+        "Leases",
+        ("lease", "node", "state", "for", "machine", "type", "address", "tunnel", "cost"),
+        [
+            (
+                lease["id"][:8],
+                lease["node"],
+                lease["state"] + (f" ({lease['failure']['kind']})" if lease["failure"] else ""),
+                ago(lease["wanted"]),
+                lease["machine"],
+                lease["type"],
+                lease["address"],
+                _link(lease["link"]),
+                f"{float(lease['cost']):.4f}",
+            )
+            for lease in value
+        ],
+    )
+
+
+@app.command()
+def jobs(
+    every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    output: Output = Format.TEXT,
+    socket: Socket = None,
+) -> None:
+    """List the batch system's jobs: where they run, or why they wait."""
+    value = ask(Client(socket), "GET", "jobs")
+    if not every:
+        value = [job for job in value if job["state"] not in ("done", "failed")]
+    if output is Format.JSON:
+        as_json(value)
+        return
+    table(
+        "Jobs",
+        ("job", "user", "state", "where", "nodes", "partitions", "waiting", "why"),
+        [
+            (
+                job["id"],
+                job["user"],
+                job["state"],
+                job["where"],
+                ",".join(job["nodes"]),
+                ",".join(job["partitions"]),
+                "" if job["started"] else ago(job["submitted"]),
+                (job["why"] or {}).get("message") or job["lrms_reason"],
+            )
+            for job in value
+        ],
+    )
+
+
+@app.command()
+def explain(
+    subject: Annotated[str, typer.Argument(metavar="JOB|LEASE|POOL", help="What to explain.")],
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="job, lease or pool; found out unless given.")
+    ] = None,
+    output: Output = Format.TEXT,
+    socket: Socket = None,
+) -> None:
+    """Say why a job is not moved, a machine not rented, a lease failed."""
+    client = Client(socket)
+    value = _explanation(client, subject, kind)
+    if output is Format.JSON:
+        as_json(value)
+        return
+    line(value["text"])
+    if value["events"]:
+        line()
+        table(
+            "Timeline",
+            ("at", "event", "what"),
+            [
+                (clock(event["at"]), event["state"] or event["kind"], event["message"])
+                for event in value["events"]
+            ],
+        )
+
+
+@app.command()
+def drain(
+    lease: Annotated[
+        str | None, typer.Argument(metavar="LEASE", help="Id, its beginning, node or machine.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every lease, and rent nothing new until `resume`.")
+    ] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Kept with the lease.")] = (
+        "an operator asked"
+    ),
+    output: Output = Format.TEXT,
+    socket: Socket = None,
+) -> None:
+    """Return machines: no new jobs there, and back to the provider when the last one ended."""
+    if (lease is None) != every:
+        raise fail("name one LEASE, or give --all", 2)
+    client = Client(socket)
+    if lease is None:
+        value = ask(client, "POST", "drain", reason=reason)
+    else:
+        value = ask(client, "POST", "leases", lease, "drain", reason=reason)
+    if output is Format.JSON:
+        as_json(value)
+        return
+    for name in value["leases"]:
+        line(f"draining {name}")
+    if value["hold"]:
+        line("nothing new is rented until `dvn burst resume`")
+
+
+@app.command()
+def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
+    """Rent again, after `drain --all`."""
+    value = ask(Client(socket), "POST", "resume")
+    if output is Format.JSON:
+        as_json(value)
+    else:
+        line("renting is allowed again")
+
+
+@app.command()
+def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
+    """Show what the burst engine would do now, without doing it."""
+    value = ask(Client(socket), "GET", "plan")
+    if output is Format.JSON:
+        as_json(value)
+    elif not value["ready"]:
+        line("the daemon has not looked at the farm yet; ask again in a moment")
+    elif not value["steps"]:
+        line("nothing to do")
+    else:
+        for step in value["steps"]:
+            line(f"{step['action']:<10} {step['about']}")
+
+
+def _explanation(client: Client, subject: str, kind: str | None) -> Any:
+    if kind is not None:
+        return ask(client, "GET", "explain", kind, subject)
+    # Job ids are numbers nearly everywhere, so a job is looked for first.
+    refusals = []
+    for guess in ("job", "pool", "lease"):
+        try:
+            return client.get("explain", guess, subject)
+        except ApiFailure as error:
+            refusals.append(str(error))
+            if "/run" in str(error) or "socket" in str(error):
+                break
+    raise fail(refusals[0] if len(set(refusals)) == 1 else "; ".join(refusals))
+
+
+def _counts(states: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+def _link(link: dict[str, Any] | None) -> str:
+    if link is None:
+        return ""
+    if not link["up"]:
+        return "down"
+    return "up" if link["rtt_ms"] is None else f"up {link['rtt_ms']:.0f} ms"
+
+
+def _budgets(budgets: list[dict[str, Any]]) -> None:
+    table(
+        "Budgets",
+        ("tenant", "period", "limit", "spent", "reserved", "free"),
+        [
+            tuple(budget[key] for key in ("tenant", "period", "limit", "spent", "reserved", "free"))
+            for budget in budgets
+        ],
+    )

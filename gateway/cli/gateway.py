@@ -1,0 +1,114 @@
+"""`dvn gateway ...`: run the daemon, and see how it fares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.burst import ask
+from gateway.cli.client import Client
+from gateway.cli.output import Format, Output, Socket, ago, as_json, fail, line, table
+
+app = typer.Typer(no_args_is_help=True, help="The daemon that joins networks and bursting.")
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The site file.")],
+    drain_on_exit: Annotated[
+        bool,
+        typer.Option(
+            "--drain-on-exit",
+            help="When told to stop, return every machine first; else a restart goes on with them.",
+        ),
+    ] = False,
+    no_agent: Annotated[
+        bool,
+        typer.Option("--no-agent", help="Use a network agent that the system started."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log more than changes and troubles.")
+    ] = False,
+) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Logs go to stderr.
+
+    Started as root it starts the network agent, which needs CAP_NET_ADMIN, and then becomes
+    `gateway.user` of the site file.
+    """
+    from dvn.located import SpecError
+    from gateway import service, sitefile
+    from gateway.logs import configure
+
+    configure(verbose=verbose)
+    try:
+        site = sitefile.load(file)
+    except SpecError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"{problem}\n")
+        raise typer.Exit(2) from None
+    try:
+        status = service.run(site, drain_on_exit=drain_on_exit, agent=not no_agent)
+    except service.StartError as error:
+        raise fail(str(error)) from None
+    raise typer.Exit(status)
+
+
+@app.command()
+def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
+    """Show whether the daemon and everything it depends on is well."""
+    value = ask(Client(socket), "GET", "status")
+    if output is Format.JSON:
+        as_json(value)
+        return
+    line(
+        f"dvn {value['version']}, site {value['site']}, process {value['pid']}, "
+        f"up {ago(value['started'])}"
+    )
+    if value["hold"]:
+        line(f"nothing new is rented: {value['hold']}")
+    line()
+    rows = [
+        (
+            service["name"],
+            "answers" if service["ok"] else "does not answer" if service["since"] else "not asked",
+            ago(service["since"]),
+            f"in {_until(service['retry_at'], value['now'])}" if service["retry_at"] else "",
+            service["error"],
+        )
+        for service in value["services"]
+    ]
+    table("Services", ("service", "state", "for", "retry", "error"), rows)
+    line()
+    table(
+        "Loops",
+        ("loop", "rounds", "last", "took", "bugs", "last bug"),
+        [
+            (
+                loop["name"],
+                loop["rounds"],
+                f"{ago(loop['last'])} ago" if loop["last"] else "never",
+                f"{loop['seconds']:.1f}s",
+                loop["bugs"],
+                loop["last_bug"],
+            )
+            for loop in value["loops"]
+        ],
+    )
+    enrolment = value["enrolment"]
+    if enrolment:
+        line()
+        line(f"Enrolment at {enrolment['url']}: {enrolment['error'] or 'listens'}")
+    counted = ", ".join(f"{count} {state}" for state, count in value["leases"].items())
+    line(f"Leases: {counted or 'none'}")
+    for action, error in value["failed_actions"].items():
+        line(f"did not succeed: {action}: {error}")
+
+
+def _until(instant: str, now: str) -> str:
+    from datetime import datetime
+
+    left = datetime.fromisoformat(instant) - datetime.fromisoformat(now)
+    return f"{max(0, round(left.total_seconds()))}s"

@@ -1,0 +1,50 @@
+"""The command `dvn`. What a command needs it imports itself, so that help and completion are
+quick: nothing here loads pydantic, boto3 or a web framework."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gateway.cli import burst, gateway, network
+from gateway.cli.output import line
+
+app = typer.Typer(
+    name="dvn",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    help="Dynamic Virtual Networks, and machines borrowed through them.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gateway.version import version
+
+        line(f"dvn {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Dynamic Virtual Networks, and machines borrowed through them."""
+
+
+app.add_typer(network.app)
+app.add_typer(gateway.app, name="gateway")
+app.add_typer(burst.app, name="burst")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The burst loop: gather the facts, decide, act. The deciding is `burst.decide`, and pure."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from burst import execute
+from burst.actions import Action, Decision, Update
+from burst.decide import decide
+from burst.lrms.base import Lrms, LrmsError
+from burst.model import Facts, Farm, Lease, Policy, Pool, ProviderFacts
+from burst.providers.base import Provider, ProviderError
+from gateway.loops.answers import Answers
+from gateway.loops.backoff import Backoff
+from gateway.loops.books import Books
+from gateway.loops.lending import ProviderReader
+from gateway.loops.network import NetworkView
+from gateway.loops.source import Source, SourceStatus
+from gateway.store import Heard, Store
+
+log = logging.getLogger(__name__)
+
+HOLD = "hold"  # the note in the store: why nothing new is rented
+
+
+class BurstLoop:
+    """One `round()`; never two at once. The thread around it is `gateway.loops.loop.Loop`."""
+
+    def __init__(
+        self,
+        *,
+        pools: Sequence[Pool],
+        policy: Policy,
+        store: Store,
+        books: Books,
+        lrms: Lrms,
+        providers: Mapping[str, Provider],
+        user_data: Callable[[Lease], str],
+        network: Callable[[], NetworkView],
+        clock: Callable[[], datetime],
+        answer_timeout: timedelta,
+        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
+        self._pools = tuple(pools)
+        self._policy = policy
+        self._store = store
+        self.books = books
+        self._lrms = lrms
+        self._providers = providers
+        self._user_data = user_data
+        self._network = network
+        self._clock = clock
+        self._timeout = answer_timeout.total_seconds()
+        self._new_id = new_id
+        self._started = clock()
+        self.answers = Answers()
+        self.facts: Facts | None = None
+        self.farm: Farm | None = None  # the last that was seen, for those who ask
+        self.failed: dict[str, str] = {}  # the actions of the last round that did not succeed
+        self._farm_source = Source(
+            "lrms",
+            lrms.snapshot,
+            expected=(LrmsError, OSError),
+            backoff=_patience(policy),
+            clock=clock,
+        )
+        self._provider_sources = {
+            name: Source(
+                name,
+                ProviderReader(provider, clock),
+                expected=(ProviderError, OSError),
+                backoff=_patience(policy),
+                clock=clock,
+            )
+            for name, provider in providers.items()
+        }
+
+    @property
+    def services(self) -> tuple[SourceStatus, ...]:
+        providers = (source.status for source in self._provider_sources.values())
+        return (self._farm_source.status, *providers)
+
+    @property
+    def hold(self) -> str:
+        """Why nothing new is rented now; empty: it may be."""
+        return self._store.notes().get(HOLD, "")
+
+    def round(self) -> None:
+        facts = self._gather()
+        self.facts = facts
+        decision = self._decide(facts)
+        self.answers.hear(decision.reasons, facts.now)
+        self._act(decision.actions)
+
+    def plan(self) -> Decision | None:
+        """What the facts of the last round ask for now; None before the first round."""
+        return None if self.facts is None else self._decide(self.facts)
+
+    def _gather(self) -> Facts:
+        # The providers are asked before the leases are read: a lease written in between would
+        # make its own machine look like nobody's.
+        sources = self._provider_sources
+        for source in sources.values():
+            source.ask()
+        self._farm_source.ask()
+        lent = {name: source.answer(self._timeout) for name, source in sources.items()}
+        farm = self._farm_source.answer(self._timeout)
+        if farm is not None:
+            self.farm = farm
+        now = self._clock()
+        heard = self._store.joins.heard()
+        view = self._network()
+        return Facts(
+            now=now,
+            farm=farm,
+            leases=self._store.leases(ended_since=now - self._policy.pause),
+            providers={
+                name: facts or ProviderFacts(name, error=sources[name].error or "not asked yet")
+                for name, facts in lent.items()
+            },
+            links=view.links,
+            enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
+            join_reports={lease: blame(said) for lease, said in heard.items() if said.failure},
+            budgets=self.books.budgets(),
+            network_error=view.error,
+            watching_since=self._watching_since(view),
+        )
+
+    def _watching_since(self, view: NetworkView) -> datetime:
+        """The end of the last outage of anybody: nobody is late for the time nobody looked."""
+        ends = [status.since for status in self.services if status.ok and status.since]
+        if not view.error and view.since is not None:
+            ends.append(view.since)
+        return max([self._started, *ends])
+
+    def _decide(self, facts: Facts) -> Decision:
+        pools = self._pools
+        if self.hold:
+            pools = tuple(replace(pool, max_machines=0) for pool in pools)
+        return decide(facts, pools, self._policy, self._new_id)
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        if not actions:
+            self.failed = {}
+            return
+        outcomes = execute.apply(
+            actions,
+            store=self.books,
+            lrms=self._lrms,
+            providers=self._providers,
+            user_data=self._user_data,
+            policy=self._policy,
+            clock=self._clock,
+        )
+        failed = {}
+        for outcome in outcomes:
+            name = type(outcome.action).__name__.lower()
+            if outcome.error:
+                failed[f"{name} {about(outcome.action)}"] = outcome.error
+                log.warning("event=%s %s error=%r", name, about(outcome.action), outcome.error)
+            elif not isinstance(outcome.action, Update):  # its change of state is logged already
+                log.info("event=%s %s", name, about(outcome.action))
+        self.failed = failed
+
+
+_BLAME = {
+    "prerequisites": "bootstrap",
+    "metadata": "bootstrap",
+    "module": "bootstrap",
+    "enrol": "bootstrap",
+    "link": "tunnel",
+    "reach": "tunnel",
+}
+
+
+def blame(said: Heard) -> str:
+    """A machine's report of failure, led by the class of failure its stage belongs to."""
+    stage = said.failure.partition(":")[0]
+    return f"{_BLAME.get(stage, 'join')}: {said.failure}"
+
+
+def _patience(policy: Policy) -> Backoff:
+    return Backoff(min(policy.backoff_first, timedelta(seconds=10)), policy.backoff_limit)
+
+
+def about(action: Action) -> str:
+    """The action's subject in the log's words: `lease=... state=...`, `job=... partition=...`."""
+    lease = getattr(action, "lease", None)
+    if isinstance(lease, Lease):
+        about = f"lease={lease.id} pool={lease.pool} node={lease.node} state={lease.state.value}"
+        return about + (f" failure={lease.failure.kind.value}" if lease.failure else "")
+    names = [name for name in type(action).__match_args__ if name != "lease"]
+    return " ".join(f"{name.removesuffix('_id')}={getattr(action, name)!r}" for name in names)

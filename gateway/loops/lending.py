@@ -1,0 +1,66 @@
+"""Reading a provider: its machines in every round, its offers now and then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from burst.model import Machine, Offer, ProviderFacts
+from burst.providers.base import LaunchRequest, Provider, ProviderError
+
+OFFERS_LAST = timedelta(minutes=5)  # prices and zones change seldom, and listing them is slow
+
+
+class LazyProvider:
+    """A provider made when it is first asked: its library takes seconds to load, in the thread
+    that asks, while the loops run already. Making it may fail, and is tried again."""
+
+    def __init__(self, name: str, make: Callable[[], Provider]) -> None:
+        self.name = name
+        self._make = make
+        self._made: Provider | None = None
+        self._lock = threading.Lock()
+
+    def _provider(self) -> Provider:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def offers(self) -> Sequence[Offer]:
+        return self._provider().offers()
+
+    def launch(self, request: LaunchRequest) -> Machine:
+        return self._provider().launch(request)
+
+    def machines(self) -> Sequence[Machine]:
+        return self._provider().machines()
+
+    def terminate(self, machine_ids: Sequence[str]) -> None:
+        self._provider().terminate(machine_ids)
+
+
+class ProviderReader:
+    """The question the burst loop asks; raises what the provider raises for its machines.
+
+    Offers that cannot be had now are those of last time: without any, nothing is launched, and
+    machines are still taken care of.
+    """
+
+    def __init__(self, provider: Provider, clock: Callable[[], datetime]) -> None:
+        self._provider = provider
+        self._clock = clock
+        self._offers: tuple[Offer, ...] = ()
+        self._offered: datetime | None = None
+
+    def __call__(self) -> ProviderFacts:
+        machines = tuple(self._provider.machines())
+        now, error = self._clock(), ""
+        if self._offered is None or now - self._offered >= OFFERS_LAST:
+            try:
+                self._offers = tuple(self._provider.offers())
+                self._offered = now
+            except ProviderError as problem:
+                error = f"offers: {problem}"
+        return ProviderFacts(self._provider.name, self._offers, machines, error)

@@ -1,0 +1,221 @@
+"""The network loop: the tunnels that leases need, in the kernel; and how those tunnels fare."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from ipaddress import AddressValueError, IPv4Address
+from typing import Protocol
+
+from dvn.agent_client import AgentError, AgentUnavailable
+from dvn.status import Applied, Probe, TunnelStatus
+
+from burst.model import Lease, LeaseState, LinkHealth
+from dvn.located import SpecError
+from dvn.spec import Site, Tunnel
+from gateway.loops.backoff import Backoff
+from gateway.loops.links import Counters, Watch
+
+log = logging.getLogger(__name__)
+
+_TUNNELLED = frozenset(
+    {
+        LeaseState.BOOTING,
+        LeaseState.TUNNELLED,
+        LeaseState.JOINED,
+        LeaseState.DRAINING,
+        LeaseState.LEAVING,
+        LeaseState.TERMINATING,
+    }
+)
+PROBE_TIMEOUT_S = 1.0
+_PROBING = timedelta(seconds=6)  # in one round; who was not probed is first in the next
+
+
+class Agent(Protocol):
+    """What the loop needs of `dvn.agent_client.AgentClient`."""
+
+    def apply(self, site: Site) -> Applied: ...
+
+    def tunnels(self, site_name: str | None = None) -> Mapping[str, TunnelStatus]: ...
+
+    def probe(self, address: str, network: str, count: int = 1, timeout: float = 1.0) -> Probe: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkView:
+    """What the burst loop and the status may know; replaced as a whole after each round."""
+
+    links: Mapping[str, LinkHealth] = field(default_factory=dict)  # by lease id
+    error: str = "the network was not set up yet"
+    since: datetime | None = None  # since when `error` is what it is
+    applied: datetime | None = None  # the last time the kernel was made as wanted
+    failures: int = 0
+    retry_at: datetime | None = None
+
+
+def tunnel_name(lease: Lease) -> str:
+    return f"l{lease.id[:15]}"
+
+
+def wanted_tunnels(leases: Iterable[Lease]) -> tuple[Tunnel, ...]:
+    """One for each lease whose machine has an address and is not gone yet."""
+    tunnels = []
+    for lease in leases:
+        if lease.state not in _TUNNELLED or not lease.underlay:
+            continue
+        try:
+            remote = IPv4Address(lease.underlay)
+        except AddressValueError:
+            log.warning("event=bad-underlay lease=%s address=%r", lease.id, lease.underlay)
+            continue
+        tunnels.append(
+            Tunnel(
+                tenant=lease.tenant,
+                name=tunnel_name(lease),
+                network=lease.network,
+                remote=remote,
+                key=lease.gre_key,
+            )
+        )
+    return tuple(tunnels)
+
+
+class NetworkLoop:
+    """One `round()`; the thread around it is `gateway.loops.loop.Loop`."""
+
+    def __init__(
+        self,
+        *,
+        site: Site,
+        agent: Agent,
+        leases: Callable[[], Sequence[Lease]],
+        clock: Callable[[], datetime],
+        reconcile: timedelta,
+        changed: Callable[[], None] = lambda: None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._site = site
+        self._agent = agent
+        self._leases = leases
+        self._clock = clock
+        self._reconcile = reconcile
+        self._changed = changed
+        self._backoff = backoff or Backoff(timedelta(seconds=1), timedelta(seconds=30))
+        self._applied: tuple[Tunnel, ...] | None = None
+        self._due: datetime | None = None
+        self._watches: dict[str, Watch] = {}
+        self._turn: list[str] = []  # lease ids in the order of their last probe
+        self.view = NetworkView()
+
+    def round(self) -> None:
+        now = self._clock()
+        if self.view.retry_at is not None and now < self.view.retry_at:
+            return
+        leases = self._leases()
+        tunnels = wanted_tunnels(leases)
+        try:
+            if tunnels != self._applied or self._due is None or now >= self._due:
+                self._apply(tunnels, now)
+            self._observe([lease for lease in leases if lease.state in _TUNNELLED])
+        except (AgentUnavailable, AgentError, SpecError) as error:
+            self._applied = None
+            self._failed(str(error))
+            return
+        self._backoff.success()
+        self._show("", applied=self._due and self._due - self._reconcile)
+
+    def _apply(self, tunnels: tuple[Tunnel, ...], now: datetime) -> None:
+        applied = self._agent.apply(self._with(tunnels))
+        if applied.steps:
+            log.info(
+                "event=applied tunnels=%d steps=%d verified=%s",
+                len(tunnels),
+                len(applied.steps),
+                applied.verified,
+            )
+        self._applied, self._due = tunnels, now + self._reconcile
+
+    def _with(self, tunnels: tuple[Tunnel, ...]) -> Site:
+        """The site with the leases' tunnels; one that cannot be does not keep out the others."""
+        try:
+            return self._site.with_tunnels(tunnels)
+        except SpecError:
+            site, possible = self._site, list[Tunnel]()
+            for tunnel in tunnels:
+                try:
+                    site = self._site.with_tunnels([*possible, tunnel])
+                except SpecError as error:
+                    log.warning("event=impossible-tunnel tunnel=%s error=%r", tunnel.name, error)
+                else:
+                    possible.append(tunnel)
+            return site
+
+    def _observe(self, leases: Sequence[Lease]) -> None:
+        now = self._clock()
+        wanted = {lease.id: lease for lease in leases if lease.underlay}
+        self._watches = {
+            lease_id: self._watches.get(lease_id) or Watch.begin(now) for lease_id in wanted
+        }
+        if not wanted:
+            return
+        counted = self._agent.tunnels(self._site.site)
+        for lease_id, lease in wanted.items():
+            status = counted.get(f"{lease.tenant}/{tunnel_name(lease)}")
+            if status is not None:
+                counters = Counters(status.rx_packets, status.tx_packets)
+                self._watches[lease_id] = self._watches[lease_id].counted(now, counters)
+        self._probe(wanted, now + _PROBING)
+
+    def _probe(self, wanted: Mapping[str, Lease], until: datetime) -> None:
+        turn = [lease_id for lease_id in self._turn if lease_id in wanted]
+        turn += [lease_id for lease_id in wanted if lease_id not in turn]
+        probed: list[str] = []
+        for lease_id in turn:
+            if not self._watches[lease_id].needs_probe:
+                continue
+            if self._clock() >= until:
+                break
+            lease = wanted[lease_id]
+            network = f"{lease.tenant}/{lease.network}"
+            answer = self._agent.probe(lease.address, network, 1, PROBE_TIMEOUT_S)
+            watch, now = self._watches[lease_id], self._clock()
+            self._watches[lease_id] = (
+                watch.unanswered(now, answer.detail or "no answer to a ping")
+                if answer.rtt_ms is None
+                else watch.answered(now, answer.rtt_ms)
+            )
+            probed.append(lease_id)
+        self._turn = [lease_id for lease_id in turn if lease_id not in probed] + probed
+
+    def _failed(self, error: str) -> None:
+        if error != self.view.error:
+            log.warning("event=no-network error=%r", error)
+        wait = self._backoff.failure()
+        self._show(error, applied=self.view.applied, retry_at=self._clock() + wait)
+
+    def _show(
+        self, error: str, *, applied: datetime | None, retry_at: datetime | None = None
+    ) -> None:
+        before = self.view
+        now = self._clock()
+        links = {lease_id: watch.health for lease_id, watch in self._watches.items()}
+        for lease_id, health in links.items():
+            old = before.links.get(lease_id)
+            if old is None or old.up != health.up:
+                log.info("event=link lease=%s up=%s detail=%r", lease_id, health.up, health.detail)
+        self.view = NetworkView(
+            links=links,
+            error=error,
+            since=before.since if before.since and bool(before.error) == bool(error) else now,
+            applied=applied,
+            failures=self._backoff.failures,
+            retry_at=retry_at,
+        )
+        if bool(before.error) != bool(error) or any(
+            lease_id not in before.links or before.links[lease_id].up != health.up
+            for lease_id, health in links.items()
+        ):
+            self._changed()

@@ -1,0 +1,157 @@
+"""Which LRMS, providers and agent a site file names, made when they are needed.
+
+The daemon takes a `Parts`, so that a test can give it others; heavy libraries are imported by the
+thread that uses them first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+from burst.lrms.base import Lrms
+from burst.model import Lease
+from burst.providers.base import Misconfigured, Provider
+from gateway.enrol import EnrolServer
+from gateway.loops.lending import LazyProvider
+from gateway.loops.network import Agent
+from gateway.sections import BurstConfig
+from gateway.sitefile import SiteFile
+from gateway.store import Store
+from gateway.tls import TlsIdentity
+from gateway.tokens import SiteSecret, token_hash
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the daemon is put together from."""
+
+    agent: Callable[[SiteFile], Agent]
+    lrms: Callable[[BurstConfig], Lrms]
+    provider: Callable[[SiteFile, str], Provider]
+    joining: Callable[[SiteFile, Store], Joining]
+    clock: Callable[[], datetime] = utc_now
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How borrowed machines join: what they are given at launch, and where they come for more."""
+
+    user_data: Callable[[Lease], str]
+    server: EnrolServer | None
+
+
+def real_parts() -> Parts:
+    return Parts(agent=_agent, lrms=_lrms, provider=_provider, joining=_joining)
+
+
+def _agent(file: SiteFile) -> Agent:
+    from dvn.agent_client import AgentClient
+
+    return AgentClient(file.gateway.agent_socket)
+
+
+def _lrms(_config: BurstConfig) -> Lrms:
+    from burst.lrms.slurm import Slurm
+
+    return Slurm(clock=utc_now)
+
+
+def _provider(file: SiteFile, name: str) -> Provider:
+    if file.burst is None:
+        raise KeyError(name)
+    return LazyProvider(name, lambda: _ec2(file, name))
+
+
+def _ec2(file: SiteFile, name: str) -> Provider:
+    from burst.providers.ec2 import Ec2Config, Ec2Provider
+
+    assert file.burst is not None
+    config = file.burst.providers[name]
+    if config.credentials is not None and not Path(config.credentials).is_file():
+        raise Misconfigured(f"provider {name}: there is no credentials file {config.credentials}")
+    pools = (pool for pool in file.burst.pools.values() if pool.provider == name)
+    return Ec2Provider(
+        name,
+        Ec2Config(
+            region=config.region,
+            image=config.image,
+            subnet=config.subnet,
+            security_groups=config.security_groups,
+            types=tuple(sorted({kind for pool in pools for kind in pool.types})),
+            site=file.site.site,
+            credentials=config.credentials,
+            profile=config.profile,
+            endpoint=config.endpoint,
+            prices=config.prices,
+            public_address=config.public_address,
+            key_name=config.key_name,
+            read_timeout=file.gateway.answer_timeout,
+        ),
+    )
+
+
+def _joining(file: SiteFile, store: Store) -> Joining:
+    from burst.join.bundle import Bundle, BundleError, Mount
+    from burst.join.slurm import SlurmJoin
+    from burst.join.userdata import JoinGateway, user_data
+
+    burst, gateway, underlay = file.burst, file.gateway, file.site.underlay
+    assert burst is not None
+    assert underlay is not None, "the site file's checks see to it"
+    lrms = burst.lrms
+    slurm = SlurmJoin(
+        munge_key=Path(lrms.munge_key),
+        slurm_conf=Path(lrms.slurm_conf),
+        job_users=lrms.job_users,
+        mounts=tuple(Mount.parse(text) for text in lrms.mounts),
+        hosts=lrms.hosts,
+        install=lrms.install,
+    )
+    public = str(underlay.public or underlay.address)
+    bind = str(gateway.enrol.address or underlay.address)
+    directory = gateway.state_directory
+    secret = SiteSecret.load_or_create(directory)
+    identity = TlsIdentity.load_or_create(directory, public, utc_now())
+
+    def bundle(lease_id: str) -> Bundle:
+        lease = store.lease(lease_id)
+        if lease is None or lease.pool not in burst.pools:
+            raise BundleError(f"lease {lease_id} has no pool in the site file any more")
+        pool = burst.pools[lease.pool]
+        return slurm.bundle(lease, features=(pool.partition, *pool.features))
+
+    def make_user_data(lease: Lease) -> str:
+        token = secret.token(lease.id)
+        store.joins.mint(lease.id, token_hash(token), utc_now() + gateway.enrol.token_lifetime)
+        network = file.site.network(lease.tenant, lease.network)
+        inner = ip_address(lease.address)
+        length = next(prefix.prefixlen for prefix in network.prefix if inner in prefix)
+        host = f"[{public}]" if ":" in public else public
+        told = JoinGateway(
+            address=public,
+            enrol_url=f"https://{host}:{gateway.enrol.port}",
+            pin=identity.pin,
+            prefix_length=length,
+            heartbeat=gateway.enrol.heartbeat,
+            watchdog=gateway.enrol.watchdog,
+        )
+        return user_data(lease, told, token)
+
+    server = EnrolServer(
+        address=bind,
+        port=gateway.enrol.port,
+        identity=identity,
+        secret=secret,
+        store=store.joins,
+        bundle=bundle,
+        clock=utc_now,
+    )
+    return Joining(make_user_data, server)
