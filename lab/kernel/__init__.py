@@ -1,4 +1,6 @@
-"""Runs a command on a full kernel: here when this kernel has all that the lab needs, else in a small VM."""
+"""Runs a command on a full kernel: here when this kernel has all that the lab needs, else in a
+small VM.
+"""
 
 from lab.kernel.errors import KernelError
 from lab.kernel.features import FEATURES, missing_features

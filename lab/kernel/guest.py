@@ -1,10 +1,15 @@
-"""The agent that is process 1 of the VM, and the frames it speaks with the host over one virtio-serial port.
+"""The agent that is process 1 of the VM, and the frames it speaks with the host over one
+virtio-serial port.
 
-Runs as `python3 -I -S guest.py`: standard library only, and few modules of it, since an import is slow in an emulated
-machine. The host imports the frame functions from here, so that there is one definition of them.
+Runs as `python3 -I -S guest.py`: standard library only, and few modules of it, since an import is
+slow in an emulated machine. The host imports the frame functions from here, so that there is one
+definition of them.
 
 A frame: one byte of kind, four bytes of length (big endian), the payload.
 """
+
+# ruff: noqa: PTH101, PTH103, PTH112, PTH113, PTH114, PTH115, PTH118, PTH208, PTH211
+# (importing pathlib takes as long as all the rest of this file)
 
 from __future__ import annotations
 
@@ -16,12 +21,15 @@ import signal
 import struct
 import sys
 import time
+from contextlib import suppress
 
 PORT_NAME = "dvn.control"
 HEADER = struct.Struct(">BI")
 LARGEST = 1 << 20
 WINDOW = 256 * 1024
-"""Bytes of stdin that may be on the way; the guest gives them back (TAKEN) as the command reads them."""
+"""Bytes of stdin that may be on the way; the guest gives them back (TAKEN) as the command reads
+them.
+"""
 
 # host -> guest
 EXEC, STDIN, STDIN_END, SIGNAL, WINSIZE, FETCH = range(1, 7)
@@ -42,7 +50,9 @@ class Frames:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The frames completed by `data`. Raises ValueError on a length no frame has (a broken stream)."""
+        """The frames completed by `data`. Raises ValueError on a length no frame has (a broken
+        stream).
+        """
         self._buffer += data
         frames = []
         while len(self._buffer) >= HEADER.size:
@@ -110,8 +120,7 @@ class Command:
     def _become(self, child: list[int], tty: bool) -> None:
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ):
+            for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
             if tty:
@@ -119,8 +128,8 @@ class Command:
                 import termios
 
                 fcntl.ioctl(child[0], termios.TIOCSCTTY, 0)
-            for number, fd in enumerate(child):
-                os.dup2(fd, number)
+            for target, fd in enumerate(child):
+                os.dup2(fd, target)
             os.closerange(3, 256)
             argv, env = self._order["argv"], self._order["env"]
             assert isinstance(argv, list)
@@ -265,7 +274,9 @@ class Agent:
         try:
             data = os.read(fd, CHUNK)
         except OSError as error:
-            if error.errno != errno.EIO:  # what a pseudo-terminal says when nobody holds its other end
+            if (
+                error.errno != errno.EIO
+            ):  # what a pseudo-terminal says when nobody holds its other end
                 raise
             data = b""
         if data:
@@ -289,10 +300,8 @@ class Agent:
 
     def _finish(self, command: Command, code: int) -> None:
         """Nothing outlives its command, as in the namespaces of the in-place mode."""
-        try:
+        with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         poll = select.poll()
         for fd in command.outputs:
             poll.register(fd, select.POLLIN)
@@ -307,11 +316,16 @@ class Agent:
         self.send(EXIT, str(code).encode())
 
     def _fetch(self, root: str) -> None:
-        """Sends a file or a tree: ENTRY (path below root, kind, mode) and DATA frames, then FETCHED."""
+        """Sends a file or a tree: ENTRY (path below root, kind, mode) and DATA frames, then
+        FETCHED.
+        """
         if os.path.isdir(root) and not os.path.islink(root):
             for directory, names, files in os.walk(root):
                 self._entry(root, directory)
-                for name in [*files, *(n for n in names if os.path.islink(os.path.join(directory, n)))]:
+                for name in [
+                    *files,
+                    *(n for n in names if os.path.islink(os.path.join(directory, n))),
+                ]:
                     self._entry(root, os.path.join(directory, name))
         elif os.path.lexists(root):
             self._entry(root, root)
@@ -378,7 +392,9 @@ def _open_port() -> int:
 
 
 def _await_host(port: int) -> None:
-    """Until the driver knows that the host's side is open; before that a read looks like the host's end."""
+    """Until the driver knows that the host's side is open; before that a read looks like the
+    host's end.
+    """
     poll = select.poll()
     poll.register(port, select.POLLIN)
     end = time.monotonic() + 10

@@ -1,8 +1,10 @@
-"""Finds a Debian kernel and its modules, and makes the small initramfs that mounts the host's files.
+"""Finds a Debian kernel and its modules, and makes the small initramfs that mounts the host's
+files.
 
-The kernel is either installed (/boot, /lib/modules) or was unpacked by `./run` into the cache directory, which spares
-the installation's initramfs generation and leaves /boot alone. The initramfs is written here (cpio "newc" format,
-kernel Documentation/driver-api/early-userspace/buffer-format.rst), cached by its content.
+The kernel is either installed (/boot, /lib/modules) or was unpacked by `./run` into the cache
+directory, which spares the installation's initramfs generation and leaves /boot alone. The
+initramfs is written here (cpio "newc" format, kernel
+Documentation/driver-api/early-userspace/buffer-format.rst), cached by its content.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from pathlib import Path
 
 from lab.kernel.errors import KernelError
 
-# What the VM needs to reach its root (9p over virtio, overlay) and its control channel (virtio_console).
+# What the VM needs to reach its root (9p over virtio, overlay) and its control channel
+# (virtio_console).
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 INIT = r"""#!/bin/busybox sh
 # Mounts the host's files read-only, a writable overlay on top, and hands over to the guest agent.
@@ -29,9 +34,11 @@ INIT = r"""#!/bin/busybox sh
 fail() { echo "dvn-init: $*" > /dev/console; echo b > /proc/sysrq-trigger; }
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in $(cat /modules.list); do insmod "/modules/$m" || fail "cannot load $m"; done
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro root /lower || fail "no root"
+options=trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro
+mount -t 9p -o $options root /lower || fail "no root"
 mount -t tmpfs -o mode=755,size=75% upper /up && mkdir /up/u /up/w
-mount -t overlay -o lowerdir=/lower,upperdir=/up/u,workdir=/up/w overlay /newroot || fail "no overlay"
+options=lowerdir=/lower,upperdir=/up/u,workdir=/up/w
+mount -t overlay -o $options overlay /newroot || fail "no overlay"
 for word in $(cat /proc/cmdline); do case "$word" in
   dvn.agent=*) agent=${word#*=} ;;
   dvn.python=*) python=${word#*=} ;;
@@ -55,8 +62,9 @@ class Kernel:
 
 
 def cache_dir() -> Path:
-    """Where unpacked kernels and initramfs images are kept: $DVN_CACHE, else $XDG_CACHE_HOME/dvn, else
-    /var/cache/dvn for root and ~/.cache/dvn for others."""
+    """Where unpacked kernels and initramfs images are kept: $DVN_CACHE, else $XDG_CACHE_HOME/dvn,
+    else /var/cache/dvn for root and ~/.cache/dvn for others.
+    """
     if chosen := os.environ.get("DVN_CACHE"):
         return Path(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -65,7 +73,9 @@ def cache_dir() -> Path:
 
 
 def _version_key(version: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.\-+~]", version)]
+    return [
+        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.\-+~]", version)
+    ]
 
 
 def find_kernel(roots: tuple[Path, ...] | None = None) -> Kernel:
@@ -83,7 +93,8 @@ def find_kernel(roots: tuple[Path, ...] | None = None) -> Kernel:
             found.append(Kernel(version, image, modules))
     if not found:
         raise KernelError(
-            "no kernel image with 9p was found: apt-get install linux-image-amd64 (or let ./run test fetch it)"
+            "no kernel image with 9p was found: apt-get install linux-image-amd64"
+            " (or run ./run test, which fetches one)"
         )
     return max(found, key=lambda kernel: _version_key(kernel.version))
 
@@ -92,7 +103,7 @@ def _dependencies(kernel: Kernel) -> dict[str, tuple[str, list[str]]]:
     """Module name -> (path below the modules directory, paths it needs in load order)."""
     table = kernel.modules / "modules.dep"
     if not table.exists():
-        depmod = shutil.which("depmod", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        depmod = shutil.which("depmod", path=os.environ.get("PATH", "") + ":" + SYSTEM_PATH)
         if depmod is None:
             raise KernelError(f"{table} is missing and there is no depmod: apt-get install kmod")
         base = kernel.modules.parent.parent.parent
@@ -128,7 +139,9 @@ def _boot_modules(kernel: Kernel) -> dict[str, bytes]:
         if name in builtin:
             continue
         if name not in known:
-            raise KernelError(f"kernel {kernel.version} has no module {name}: use linux-image-amd64")
+            raise KernelError(
+                f"kernel {kernel.version} has no module {name}: use linux-image-amd64"
+            )
         path, needs = known[name]
         for each in (*needs, path):
             bare = Path(each).name.split(".ko")[0] + ".ko"
@@ -138,13 +151,17 @@ def _boot_modules(kernel: Kernel) -> dict[str, bytes]:
 
 
 class Cpio:
-    """Writes a cpio archive in "newc" format (the one the kernel unpacks), owned by root, without times."""
+    """Writes a cpio archive in "newc" format (the one the kernel unpacks), owned by root, without
+    times.
+    """
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._inode = 0
 
-    def _entry(self, name: str, mode: int, data: bytes = b"", *, rdev: tuple[int, int] = (0, 0)) -> None:
+    def _entry(
+        self, name: str, mode: int, data: bytes = b"", *, rdev: tuple[int, int] = (0, 0)
+    ) -> None:
         self._inode += 1
         encoded = name.encode() + b"\0"
         fields = (self._inode, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(encoded), 0)
@@ -167,7 +184,9 @@ class Cpio:
 
 
 def _busybox() -> bytes:
-    """A statically linked busybox; the dynamic one of the `busybox` package could not run in an initramfs."""
+    """A statically linked busybox; the dynamic one of the `busybox` package could not run in an
+    initramfs.
+    """
     for candidate in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
         if candidate.exists():
             data = candidate.read_bytes()

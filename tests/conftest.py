@@ -1,0 +1,31 @@
+"""Which tests run where: `kernel` and `whole` need root on a full kernel, `long` has to be asked for."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lab.kernel.vm import MARK
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests marked long")
+
+
+def _why_not_here() -> str | None:
+    """Why tests that need a full kernel cannot run in this process; None if they can."""
+    if os.geteuid() != 0:
+        return "needs root on a full kernel: run it with ./run test"
+    if os.environ.get(MARK):  # set by lab.kernel, which has seen to it
+        return None
+    return "runs on the lab's kernel: ./run test, or python -m lab.kernel -- pytest ..."
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    why = _why_not_here()
+    for item in items:
+        if why and (item.get_closest_marker("kernel") or item.get_closest_marker("whole")):
+            item.add_marker(pytest.mark.skip(reason=why))
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long: runs with --long"))
