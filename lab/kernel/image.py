@@ -128,7 +128,8 @@ def _module_bytes(path: Path) -> bytes:
     return data
 
 
-def _boot_modules(kernel: Kernel) -> dict[str, bytes]:
+def boot_modules(kernel: Kernel) -> dict[str, bytes]:
+    """The modules the initramfs loads, name -> content, in load order. Raises KernelError."""
     known = _dependencies(kernel)
     builtin = {
         Path(line).stem.replace("-", "_")
@@ -199,7 +200,7 @@ def _busybox() -> bytes:
 def initramfs(kernel: Kernel, directory: Path | None = None) -> Path:
     """The initramfs for `kernel`, made when it is not in the cache yet."""
     directory = (directory or cache_dir()) / "initramfs"
-    modules = _boot_modules(kernel)
+    modules = boot_modules(kernel)
     busybox = _busybox()
     archive = Cpio()
     for name in ("bin", "dev", "proc", "sys", "lower", "up", "newroot", "modules"):
