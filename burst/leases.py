@@ -216,7 +216,8 @@ def launching(lease: Lease, now: datetime) -> Lease:
 
 
 def launched(lease: Lease, machine: Machine, now: datetime) -> Lease:
-    """The provider accepted the launch and named the machine."""
+    """The provider accepted the launch and named the machine. An earlier request, whose answer
+    was lost, may have made it: it costs money from when the provider says it was launched."""
     lease = replace(
         lease,
         machine=machine.id,
@@ -224,6 +225,7 @@ def launched(lease: Lease, machine: Machine, now: datetime) -> Lease:
         maybe_launched=True,
         setback=None,
         retry_after=None,
+        requested=min(machine.launched or now, lease.requested or now, now),
     )
     if lease.state is not S.WANTED:
         return lease

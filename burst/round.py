@@ -40,7 +40,6 @@ class Round:
     new_id: Callable[[], str]
     leases: dict[str, Lease]  # as they will be
     effects: dict[str, Effect | None] = field(default_factory=dict)
-    extra: dict[str, list[Action]] = field(default_factory=dict)  # beside the effect, by lease
     wants: list[Lease] = field(default_factory=list)
     routes: list[Action] = field(default_factory=list)
     housekeeping: list[Action] = field(default_factory=list)
@@ -102,13 +101,17 @@ class Round:
         self.reasons.append(Reason(subject, name, code, message))
 
     def decision(self, stored: Mapping[str, Lease]) -> Decision:
-        actions: list[Action] = []
-        for lease in self.leases.values():
-            if lease.id in stored:
-                if lease != stored[lease.id]:
-                    actions.append(Update(lease))
-                actions.extend(self.extra.get(lease.id, ()))
-                actions.extend(self._acts(lease))
+        known = [lease for lease in self.leases.values() if lease.id in stored]
+        changed = [lease for lease in known if lease != stored[lease.id]]
+        # Killed in the middle, no more may be reserved than there is: money is freed before it is
+        # given out again.
+        frees = [lease for lease in changed if lease.reserved < stored[lease.id].reserved]
+        actions: list[Action] = [Update(lease) for lease in frees]
+        freed = {lease.id for lease in frees}
+        for lease in known:
+            if lease != stored[lease.id] and lease.id not in freed:
+                actions.append(Update(lease))
+            actions.extend(self._acts(lease))
         actions.extend(self.housekeeping)
         actions.extend(self.routes)
         for lease in self.wants:

@@ -49,7 +49,7 @@ class Ec2Config:
     security_groups: tuple[str, ...]
     types: tuple[str, ...]
     site: str  # the value of the tag dvn:site: two gateways in one account stay apart
-    credentials: Path | None = None  # an AWS credentials file; None: boto3's usual search
+    credentials: Path | str | None = None  # an AWS credentials file; None: boto3's usual search
     profile: str = "default"
     endpoint: str | None = None
     prices: Mapping[str, Decimal] = field(default_factory=dict)  # per hour; else AWS's price list
@@ -283,9 +283,9 @@ class Ec2Provider:
         return self._pricing
 
     def _credentials_changed(self) -> int | None:
-        path = self.config.credentials
-        if path is None or self._given:
+        if self.config.credentials is None or self._given:
             return None
+        path = Path(self.config.credentials)
         try:
             return path.stat().st_mtime_ns
         except OSError as error:
@@ -316,9 +316,9 @@ class Ec2Provider:
         )
 
     def _credentials(self) -> dict[str, str]:
-        path, profile = self.config.credentials, self.config.profile
-        if path is None:
+        if self.config.credentials is None:
             return {}
+        path, profile = Path(self.config.credentials), self.config.profile
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read_string(path.read_text(encoding="utf-8"), str(path))
