@@ -1,0 +1,302 @@
+"""A real Slurm cluster on lab hosts: head, workers, hosts that only submit, and joining nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from burst.lrms.slurm import Result, Slurm
+from lab.farm import config, jobcomp, nfs
+from lab.farm.config import Timing, User, Worker
+from lab.host import Host, LabError
+
+FIRST_UID = 2001  # of the lab's users
+
+# What every host of the cluster has; the order matters (munged insists on its owners). $1: "-" or
+# the user that also gets a readable copy of the munge key.
+_PREPARE = r"""
+mkdir -p /etc/munge /var/lib/munge /var/log/munge /run/munge /etc/slurm /var/log/slurm \
+    /var/spool/slurmctld /var/spool/slurmd
+chown munge:munge /etc/munge /etc/munge/munge.key /var/lib/munge /var/log/munge /run/munge
+chown slurm:slurm /var/log/slurm /var/spool/slurmctld
+chmod 0700 /etc/munge /var/lib/munge /var/log/munge
+chmod 0400 /etc/munge/munge.key
+while IFS= read -r line; do
+    case $line in
+    passwd\ *) echo "${line#passwd }" >> /etc/passwd ;;
+    group\ *) echo "${line#group }" >> /etc/group ;;
+    esac
+done
+setpriv --reuid=munge --regid=munge --clear-groups munged
+"""
+# Slurm 22.05 wants the slice (lab.farm.config.CGROUP_CONF).
+_SLURMD = r"""
+mkdir -p /sys/fs/cgroup/system.slice 2>/dev/null || true
+modprobe -a nfs nfsv4 2>/dev/null || true
+mkdir -p /home
+"$@"
+"""
+_SUBMITTED = re.compile(r"Submitted batch job (\d+)")
+
+
+class SlurmFarm:
+    """The cluster, up when the context is entered.
+
+    addresses: each host's address in the farm's network, by host name; a host not named is asked
+    for its own. network: the prefix that may mount /home. The hosts must be linked already; a
+    submit host may get its address later (a gateway's is made by the first `dvn apply`).
+    """
+
+    def __init__(
+        self,
+        head: Host,
+        workers: Sequence[Host],
+        *,
+        submit_hosts: Sequence[Host] = (),
+        users: Sequence[str] = ("alice", "bob"),
+        addresses: Mapping[str, str] | None = None,
+        network: str = "10.9.0.0/24",
+        burst_partitions: Sequence[str] = ("burst-cms",),
+        timing: Timing | None = None,
+    ) -> None:
+        self.head = head
+        self.workers = tuple(workers)
+        self.submit_hosts = tuple(submit_hosts)
+        self.users = tuple(User(name, FIRST_UID + n) for n, name in enumerate(users))
+        self.network = network
+        self.munge_key = os.urandom(128)
+        self._addresses = dict(addresses or {})
+        self._partitions = tuple(burst_partitions)
+        self._timing = timing or Timing()
+        self._joined: list[Host] = []
+        self.slurm_conf = ""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start every daemon; returns when all workers are idle. LabError says what did not."""
+        for host in (self.head, *self.workers):
+            self._addresses.setdefault(host.name, _address_of(host))
+        head_address = self._addresses[self.head.name]
+        self.slurm_conf = config.slurm_conf(
+            cluster="lab",
+            head=self.head.name,
+            head_address=head_address,
+            workers=[_worker(host, self._addresses[host.name]) for host in self.workers],
+            burst_partitions=self._partitions,
+            timing=self._timing,
+        )
+        nfs.serve(self.head, network=self.network, users=self.users)
+        self._prepare(self.head)
+        self.head.run("slurmctld", env={"TZ": "UTC"})
+        self._wait_listening(self.head, config.SLURMCTLD_PORT)
+        for host in self.workers:
+            self._prepare(host)
+            mount = nfs.mount_command(head_address, self._addresses[host.name])
+            host.script(_SLURMD + 'exec slurmd -N "$(hostname)"\n', *mount)
+        for host in self.submit_hosts:
+            self._prepare(host)
+        names = {host.name for host in self.workers}
+        self.wait_nodes(lambda up: names <= up, what="the workers in sinfo")
+
+    def stop(self) -> None:
+        """Let go of /home everywhere before the server dies: an NFS client without its server
+        holds its host for half a minute. The daemons end with their hosts."""
+        for host in (*self._joined, *self.workers):
+            if host.alive:
+                with suppress(LabError):
+                    leave(host)
+        if self.head.alive:
+            with suppress(LabError):
+                nfs.stop(self.head)
+
+    # Jobs
+
+    def sbatch(self, user: str, script: str, *options: str) -> str:
+        """Submit as an ordinary user, on the head, in the home directory; the job's id."""
+        result = self.head.run("sbatch", *options, user=user, input=script, cwd=f"/home/{user}")
+        return _job_id(result.stdout)
+
+    def sbatch_many(self, user: str, script: str, options: Sequence[Sequence[str]]) -> list[str]:
+        """Submit one script several times, each with its own options; ids in the same order."""
+        lines = ['cat > "$1"']
+        lines += [" ".join(["sbatch", *map(_quoted, one), '"$1"']) for one in options]
+        done = self.head.script(
+            "\n".join(lines),
+            f"/home/{user}/.flash-{time.monotonic_ns()}.sh",
+            user=user,
+            input=script,
+            timeout=60 + 5 * len(options),
+        )
+        ids = _SUBMITTED.findall(done.stdout)
+        if len(ids) != len(options):
+            raise LabError(f"sbatch: {len(options)} jobs wanted, said {done.stdout!r}")
+        return ids
+
+    def finished(self) -> tuple[jobcomp.FinishedJob, ...]:
+        """Every job that has ended, as slurmctld logged it; without a fork."""
+        try:
+            return jobcomp.parse(self.head.read(config.JOB_COMPLETIONS))
+        except LabError:
+            return ()  # slurmctld writes the file when the first job ends
+
+    def wait_finished(self, ids: Iterable[str], timeout: float) -> list[jobcomp.FinishedJob]:
+        """Wait until all of them have ended; the last line of each, in the order of ids."""
+        wanted = list(ids)
+        last: dict[str, jobcomp.FinishedJob] = {}
+
+        def done() -> bool:
+            last.update((job.id, job) for job in self.finished())
+            return all(job in last for job in wanted)
+
+        self.head.wait_for(done, timeout, what=f"the end of jobs {' '.join(wanted)}")
+        return [last[job] for job in wanted]
+
+    # Nodes
+
+    def join(
+        self,
+        host: Host,
+        *,
+        name: str,
+        features: Sequence[str],
+        cores: int = 1,
+        memory_mb: int = 256,
+    ) -> None:
+        """Do on a host what a borrowed machine's join bundle does, and wait for the node."""
+        address = self._addresses.setdefault(host.name, _address_of(host))
+        host.run("hostname", name)
+        self._prepare(host)
+        self._joined.append(host)
+        mount = nfs.mount_command(self._addresses[self.head.name], address)
+        conf = (
+            f"NodeAddr={address} CPUs={cores} RealMemory={memory_mb} Feature={','.join(features)}"
+        )
+        host.script(_SLURMD + f"exec slurmd -Z -N {_quoted(name)} --conf {_quoted(conf)}\n", *mount)
+        self.wait_nodes(lambda up: name in up, what=f"node {name} in sinfo")
+
+    def wait_nodes(
+        self, condition: Callable[[set[str]], bool], *, timeout: float = 60, what: str = "nodes"
+    ) -> None:
+        """Wait until the set of nodes that can take jobs satisfies the condition."""
+
+        def enough() -> bool:
+            return condition(self.nodes_up())
+
+        try:
+            self.head.wait_for(enough, timeout, what=what)
+        except LabError as error:
+            raise LabError(f"{error}\n{self.logs()}") from error
+
+    def nodes_up(self) -> set[str]:
+        """The nodes that are up and answer (sinfo(1): --responding)."""
+        shown = self.head.run("sinfo", "-h", "-N", "-r", "-o", "%N %T", check=False).stdout
+        rows = [line.split() for line in shown.splitlines()]
+        return {
+            row[0] for row in rows if len(row) == 2 and row[1] in ("idle", "mixed", "allocated")
+        }
+
+    def lrms(self, host: Host | None = None) -> Slurm:
+        """The adapter of production, its commands run on a host of the lab (the head) as slurm."""
+        where = host or self.head
+
+        def run(argv: Sequence[str], given: str, timeout: timedelta) -> Result:
+            done = where.run(
+                *argv,
+                user="slurm",
+                env={"SLURM_BITSTR_LEN": "0"},
+                input=given,
+                timeout=timeout.total_seconds(),
+                check=False,
+            )
+            return Result(done.returncode, done.stdout, done.stderr)
+
+        return Slurm(runner=run)
+
+    def logs(self, lines: int = 15) -> str:
+        """The end of every daemon's log, for the text of an error."""
+        parts = []
+        for host in (self.head, *self.workers, *self._joined):
+            for name in ("slurmctld", "slurmd"):
+                with suppress(LabError):
+                    text = host.read(f"/var/log/slurm/{name}.log").splitlines()[-lines:]
+                    parts.append("\n".join([f"-- {host.name} {name}.log", *text]))
+        return "\n".join(parts)
+
+    # Details
+
+    def _prepare(self, host: Host) -> None:
+        host.write("/etc/munge/munge.key", self.munge_key, mode=0o400, owner="munge:munge")
+        host.write("/etc/slurm/slurm.conf", self.slurm_conf)
+        host.write("/etc/slurm/cgroup.conf", config.CGROUP_CONF)
+        host.write("/etc/hosts", config.hosts_file(self._addresses))
+        users = [f"passwd {u.passwd}\ngroup {u.group}\n" for u in self.users]
+        host.script(_PREPARE, input="".join(users))
+
+    def _wait_listening(self, host: Host, port: int) -> None:
+        address = self._addresses[host.name]
+
+        def listening() -> bool:
+            try:
+                host.connect(address, port, timeout=2).close()
+            except OSError:
+                return False
+            return True
+
+        try:
+            host.wait_for(listening, 30, what=f"TCP port {port}")
+        except LabError as error:
+            raise LabError(f"{error}\n{self.logs()}") from error
+
+
+def leave(host: Host) -> None:
+    """What a machine that leaves does last: no slurmd, no jobs, no /home."""
+    host.script(
+        "[ ! -e /run/slurmd.pid ] || kill $(cat /run/slurmd.pid) || true\n"
+        "! mountpoint -q /home || umount -f -l /home\n"
+    )
+
+
+def _worker(host: Host, address: str) -> Worker:
+    cores, memory = host.spec.cores, host.spec.memory_mb
+    return Worker(host.name, address, max(1, int(cores or 1)), memory or 512)
+
+
+def _address_of(host: Host) -> str:
+    shown = json.loads(host.run("ip", "-j", "-4", "address", "show", "scope", "global").stdout)
+    for link in shown:
+        for address in link.get("addr_info", ()):
+            return str(address["local"])
+    raise LabError(f"host {host.name} has no IPv4 address: link it and give it one first")
+
+
+def _job_id(said: str) -> str:
+    found = _SUBMITTED.search(said)
+    if found is None:
+        raise LabError(f"sbatch did not name a job: {said!r}")
+    return found[1]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
