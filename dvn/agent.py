@@ -1,9 +1,9 @@
 """The privileged half: holds CAP_NET_ADMIN, knows nothing of clouds, trusts nobody.
 
 `python -m dvn.agent --socket PATH` answers JSON lines on a unix socket (protocol.py), one thread a
-connection; what changes the kernel goes one at a time. It checks every spec itself. When the file
-`python -m dvn.agent --socket PATH` answers JSON lines on a unix socket (protocol.py), a thread per
-is: traffic goes on, and the next start finds everything by its stamps.
+connection; what changes the kernel goes one at a time. It checks every spec itself. When the
+descriptor `--parent-fd` reads end-of-file, its parent is dead and it exits, leaving the kernel as
+it is: traffic goes on, and the next start finds everything by its stamps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 
 from dvn.engine import ApplyError, Engine
 from dvn.kernel.driver import KernelError
-from dvn.located import SpecError
 from dvn.present import state_to_json
+from dvn.problems import SpecError
 from dvn.protocol import MAX_LINE, problems_to_json
 from dvn.spec import site_from_json
 from dvn.values import site_name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dvn import addresses
 from dvn.forms import nearest
-from dvn.located import Path_, Problem
+from dvn.problems import Path_, Problem
 from dvn.values import Address, Prefix
 
 if TYPE_CHECKING:

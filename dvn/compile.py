@@ -19,9 +19,9 @@ from dvn.kernel.state import (
     alias,
     merge,
 )
-from dvn.located import SpecError
 from dvn.nat.snat import compile_snat
 from dvn.nat.zones import compile_zones
+from dvn.problems import SpecError
 from dvn.spec import Site
 from dvn.tunnels.gretap import compile_mss, compile_tunnels
 from dvn.vlans.bridges import compile_bridges, compile_forwarding

@@ -6,12 +6,15 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from dvn.located import Located, Path_, Problem, SpecError
+from dvn.problems import Path_, Problem, SpecError
+
+if TYPE_CHECKING:
+    from dvn.located import Located
 
 
 class Model(BaseModel):

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dvn import addresses
 from dvn.forms import nearest
 from dvn.kernel.state import Host, table_name
-from dvn.located import Path_, Problem
+from dvn.problems import Path_, Problem
 from dvn.spec import Site
+
+
+_SHOWN = 12  # interfaces worth listing in a message
 
 
 def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]:
@@ -22,9 +25,9 @@ def _others(host: Host) -> list[str]:
 
 
 def _missing(name: str, host: Host, path: Path_) -> Problem:
-    return Problem(
-        "", 0, f"interface {name} is not on this host", nearest(name, _others(host)), path
-    )
+    others = _others(host)
+    fix = nearest(name, others) if 0 < len(others) <= _SHOWN else "see `ip -brief link`"
+    return Problem("", 0, f"interface {name} is not on this host", fix, path)
 
 
 def _underlay(site: Site, host: Host) -> Iterator[Problem]:

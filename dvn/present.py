@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
+from dvn.kernel.nftcommands import (
+    AddChain,
+    AddRule,
+    AddSet,
+    AddTable,
+    LoadTable,
+    NftCommand,
+)
 from dvn.kernel.state import KernelState
+from dvn.kernel.steps import NftChange, Plan
 
 
 def state_to_json(state: KernelState) -> dict[str, Any]:
@@ -40,3 +50,30 @@ def state_to_json(state: KernelState) -> dict[str, Any]:
             for table in state.tables
         ],
     }
+
+
+def plan_lines(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
+    """A plan as a diff. A new nft table is one line and its elements: the rules are the same for
+    every site, and `verbose` has them."""
+    for step in plan.steps:
+        if verbose or not isinstance(step, NftChange):
+            yield from str(step).splitlines()
+        else:
+            yield from _nft_lines(step.commands)
+
+
+def _nft_lines(commands: tuple[NftCommand, ...]) -> Iterator[str]:
+    new = {command.table for command in commands if isinstance(command, AddTable)}
+    for command in commands:
+        if isinstance(command, AddTable):
+            inside = [
+                c for c in commands if not isinstance(c, LoadTable) and c.table == command.table
+            ]
+            sets = sum(isinstance(c, AddSet) for c in inside)
+            chains = sum(isinstance(c, AddChain) for c in inside)
+            rules = sum(isinstance(c, AddRule) for c in inside)
+            yield f"{command.shown()}: {sets} sets, {chains} chains, {rules} rules"
+        elif isinstance(command, AddSet | AddChain | AddRule) and command.table in new:
+            continue
+        else:
+            yield from command.shown().splitlines()

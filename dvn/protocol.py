@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dvn.located import Problem, SpecError
+from dvn.problems import Problem, SpecError
 
 MAX_LINE = 32 * 1024 * 1024  # bytes; 4,000 networks are 2 MiB
 

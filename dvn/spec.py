@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from dvn import checks
 from dvn.forms import Model, fault, problems_of, unplaced, validate
-from dvn.located import Located, Path_, Problem, SpecError
+from dvn.problems import Path_, Problem, SpecError
 from dvn.values import (
     Address,
     AddressField,
@@ -29,6 +29,9 @@ from dvn.values import (
     not_yet,
     one_or_more,
 )
+
+if TYPE_CHECKING:
+    from dvn.located import Located
 
 LATER_TRANSPORTS = ("fou", "wireguard", "ipsec", "auto")
 

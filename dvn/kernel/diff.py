@@ -39,6 +39,10 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
         steps.append(closing)
     steps += [AddLink(link) for link in wanted if link.name not in kept]
     steps += _sysctls(observed, desired)
+    # A VLAN goes up only on an uplink that is; a port comes up when it is in its bridge.
+    down = sorted(desired.raised - observed.raised)
+    names = {port.name for port in desired.ports}
+    steps += [RaiseLink(name) for name in down if name not in names]
     steps += _in_place(kept, wanted)
     steps += _addresses_added(observed, desired, kept)
     ports = {port.name: port.master for port in observed.ports if port.master in kept}
@@ -48,7 +52,7 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
         if ports.get(port.name) != port.master
     ]
     steps += [RaiseLink(link.name) for link in wanted if link.up and link.name not in kept]
-    steps += [RaiseLink(name) for name in sorted(desired.raised - observed.raised)]
+    steps += [RaiseLink(name) for name in down if name in names]
     steps += _removals(observed, desired, kept, ports)
     if opening:
         steps.append(opening)

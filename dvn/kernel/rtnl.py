@@ -140,11 +140,16 @@ def create(link: Link, index_of: IndexOf) -> list[Request]:
         body.append(u32(IFLA_MASTER, index_of(link.master)))
     if isinstance(link.params, Vlan):
         body.append(u32(IFLA_LINK, index_of(link.params.parent)))
-    body += [_info(link.params), _addr_gen(link.link_local)]
+    body.append(_info(link.params))
     what = f"create {link.params.kind} {link.name}"
     requests = [
         Request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, b"".join(body), what),
-        _set_named(link.name, text(IFLA_IFALIAS, link.alias), f"stamp {link.name}"),
+        # Neither is taken in the message that creates.
+        _set_named(
+            link.name,
+            text(IFLA_IFALIAS, link.alias) + _addr_gen(link.link_local),
+            f"stamp {link.name}",
+        ),
     ]
     if bridge:
         requests.append(_set_named(link.name, u32(IFLA_MTU, link.mtu), f"MTU of {link.name}"))

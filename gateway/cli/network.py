@@ -1,0 +1,228 @@
+"""`dvn validate | plan | apply | show | destroy FILE`: the network engine, in this process.
+
+Exit status 0: done. 1: the kernel would not. 2: the file, or this host, is not as it must be, and
+nothing was changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from gateway.cli.output import Format, Output, as_json, line, table
+
+if TYPE_CHECKING:
+    from dvn.engine import Engine
+    from dvn.located import Located
+    from dvn.spec import Site
+    from dvn.status import Applied
+
+    Loader: TypeAlias = Callable[[Path], tuple[Site, Located]]
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The site file.", show_default=False)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also every nft rule.")]
+
+RUNTIME_FAILURE, WRONG_INPUT = 1, 2
+_COLOURS = {"+": typer.colors.GREEN, "-": typer.colors.RED, "~": typer.colors.YELLOW}
+
+
+def load_site_file(path: Path) -> tuple[Site, Located]:
+    """The whole site file, checked with its gateway and burst sections."""
+    from dvn import located
+    from gateway import sitefile
+
+    doc = located.load(path)
+    return sitefile.parse(doc, path).site, doc
+
+
+def make_app(loader: Loader = load_site_file) -> typer.Typer:
+    """The commands, reading files with `loader`, which raises SpecError for a wrong one."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Networks, tunnels and NAT from one file.",
+    )
+
+    @app.command()
+    def validate(file: File, output: Output = Format.TEXT) -> None:
+        """Check FILE; every problem with its line and how to mend it."""
+        with _session(output):
+            site, _doc = loader(file)
+            networks, tunnels = len(list(site.networks())), len(site.tunnels())
+            if output is Format.JSON:
+                as_json({"ok": True, "site": site.site, "networks": networks, "tunnels": tunnels})
+            else:
+                line(f"{file}: site {site.site}, {networks} networks, {tunnels} tunnels; valid")
+
+    @app.command()
+    def plan(file: File, output: Output = Format.TEXT, verbose: Verbose = False) -> None:
+        """Show what apply would change in the kernel; changes nothing."""
+        from dvn.present import plan_lines
+
+        with _session(output) as placed:
+            site, doc = loader(file)
+            placed.append(doc)
+            found = _engine().plan(site)
+            if output is Format.JSON:
+                as_json({"ok": True, "steps": list(found.lines())})
+                return
+            for text in plan_lines(found, verbose=verbose):
+                _coloured(text)
+            line(
+                f"{len(found.steps)} steps to do"
+                if found
+                else "nothing to do: the kernel is as the file says"
+            )
+
+    @app.command()
+    def apply(file: File, output: Output = Format.TEXT, verbose: Verbose = False) -> None:
+        """Make the kernel as FILE says, check that it is, undo everything if it is not."""
+        from dvn.present import plan_lines
+
+        with _session(output) as placed:
+            site, doc = loader(file)
+            placed.append(doc)
+            engine = _engine()
+            if output is Format.TEXT:
+                for text in plan_lines(engine.plan(site), verbose=verbose):
+                    _coloured(text)
+            _report(engine.apply(site), output, "the kernel is as the file says")
+
+    @app.command()
+    def show(file: File, output: Output = Format.TEXT) -> None:
+        """Show what is in the kernel of the site in FILE."""
+        with _session(output):
+            site, _doc = loader(file)
+            _show(_engine(), site.site, output)
+
+    @app.command()
+    def destroy(file: File, output: Output = Format.TEXT) -> None:
+        """Remove all that is stamped with the name of the site in FILE, and nothing else."""
+        with _session(output):
+            site, _doc = loader(file)
+            applied = _engine().destroy(site.site)
+            if output is Format.TEXT:
+                for text in applied.steps:
+                    _coloured(text)
+            _report(applied, output, f"nothing of site {site.site} is left")
+
+    return app
+
+
+def _engine() -> Engine:
+    from dvn.engine import Engine
+
+    return Engine()
+
+
+@contextmanager
+def _session(output: Format) -> Iterator[list[Located]]:
+    """Turns what can go wrong into messages and an exit status. The list takes the file's
+    contents once read, so that problems of the host find their line."""
+    from dvn.engine import ApplyError
+    from dvn.kernel.driver import KernelError
+    from dvn.problems import SpecError
+
+    placed: list[Located] = []
+    try:
+        yield placed
+    except SpecError as error:
+        problems = (error.placed(placed[0]) if placed else error).problems
+        if output is Format.JSON:
+            as_json({"ok": False, "problems": [_problem(problem) for problem in problems]})
+        else:
+            sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+        raise typer.Exit(WRONG_INPUT) from None
+    except (ApplyError, KernelError) as error:
+        if output is Format.JSON:
+            undone = error.undone if isinstance(error, ApplyError) else True
+            as_json({"ok": False, "error": str(error), "unchanged": undone})
+        else:
+            sys.stderr.write(f"dvn: {error}\n")
+        raise typer.Exit(RUNTIME_FAILURE) from None
+
+
+def _problem(problem: Any) -> dict[str, Any]:
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "message": problem.what,
+        "fix": problem.fix,
+    }
+
+
+def _report(applied: Applied, output: Format, settled: str) -> None:
+    writes = {
+        "netlink": applied.netlink_writes,
+        "nft": applied.nft_writes,
+        "sysctl": applied.sysctl_writes,
+    }
+    if output is Format.JSON:
+        as_json(
+            {
+                "ok": True,
+                "steps": list(applied.steps),
+                "writes": writes,
+                "verified": applied.verified,
+                "notes": list(applied.notes),
+            }
+        )
+        return
+    for note in applied.notes:
+        line(f"note: {note}")
+    if not applied.steps:
+        line(f"nothing to do: {settled}")
+        return
+    counts = ", ".join(f"{count} {kind}" for kind, count in writes.items())
+    line(f"done and verified: {settled} ({counts} writes)")
+
+
+def _show(engine: Engine, site: str, output: Format) -> None:
+    import dataclasses
+
+    from dvn.present import state_to_json
+
+    state = state_to_json(engine.show(site))
+    tunnels = engine.tunnels(site)
+    if output is Format.JSON:
+        counters = {name: dataclasses.asdict(found) for name, found in tunnels.items()}
+        as_json({"ok": True, "site": site, **state, "tunnels": counters})
+        return
+    if not state["links"] and not state["nft_tables"]:
+        line(f"nothing of site {site} is in the kernel")
+        return
+    rows = [
+        [
+            link["name"],
+            link["kind"],
+            "up" if link["up"] else "down",
+            link["mtu"],
+            link["master"],
+            link["stamp"].split(":", 2)[-1],
+            " ".join(a["address"] for a in state["addresses"] if a["link"] == link["name"]),
+        ]
+        for link in state["links"]
+    ]
+    table("Links", ["link", "kind", "state", "mtu", "bridge", "what", "addresses"], rows)
+    if tunnels:
+        rows = [
+            [name, t.local, t.remote, t.key, t.rx_packets, t.rx_bytes, t.tx_packets, t.tx_bytes]
+            for name, t in sorted(tunnels.items())
+        ]
+        columns = ["tunnel", "local", "remote", "key", "rx", "rx bytes", "tx", "tx bytes"]
+        table("Tunnels", columns, rows)
+    rows = [[t["family"], t["name"], t["rules"], t["elements"]] for t in state["nft_tables"]]
+    table("nft tables", ["family", "table", "rules", "elements"], rows)
+
+
+def _coloured(text: str) -> None:
+    colour = _COLOURS.get(text[:1])
+    typer.secho(text, fg=colour if sys.stdout.isatty() else None)
+
+
+app = make_app()
