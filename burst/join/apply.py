@@ -205,8 +205,8 @@ def reach(bundle: Mapping[str, Any]) -> None:
 def mount(root: str, each: Mapping[str, Any], log: str) -> None:
     target = root + each["target"]
     with open("/proc/self/mounts") as file:
-        mounted = [line.split()[1] for line in file]
-    if target in mounted:
+        mounted = [line.split()[:2] for line in file]
+    if [each["source"], target] in mounted:  # another file system there is covered by ours
         return
     with stage("mount"):
         Path(target).mkdir(parents=True, exist_ok=True)

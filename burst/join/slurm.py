@@ -35,7 +35,7 @@ from burst.policy.which import usable_memory_mb
 _COMPANIONS = ("cgroup.conf", "gres.conf", "job_container.conf", "topology.conf")
 _CONF_DIRECTORY = "/etc/slurm"
 _NFS_PORT = 2049
-_NFS_OPTIONS = "vers=4.2,hard,nosuid,nodev,noresvport"
+_NFS_OPTIONS = "vers=4.2,hard,nosuid,nodev"
 _KEY_LENGTHS = range(32, 1025)  # bytes; munge(7), "munged(8) --key-file"
 _NUMBER = re.compile(r"\d+")
 

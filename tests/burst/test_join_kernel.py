@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from burst.join.bundle import Bundle, Reach
+from burst.join.bundle import Bundle, Group, Mount, Reach, User
 from burst.join.slurm import SlurmJoin
 from burst.join.userdata import JoinGateway, user_data
 from burst.model import LeaseState
 from gateway.enrol import EnrolServer
 from gateway.tls import TlsIdentity
 from gateway.tokens import SiteSecret, token_hash
+from lab.farm import SlurmFarm, config, leave
 from lab.host import Host
 from lab.hosts import Lab
 from lab.net import build
@@ -42,9 +43,11 @@ TOPOLOGY = Topology(
             one_to_one={"203.0.113.7": "172.31.5.7"},
         ),
         Machine("vm", {"eth0": "172.31.5.7/24"}, {"default": "172.31.5.1"}),
+        Machine("wn1", {"eth0": "10.9.0.11/24"}),
     ),
     links=(
         Link("gw:wan0", "internet:site"),
+        Link("gw:lan0", "wn1:eth0"),
         Link("internet:cloud", "nat:outside"),
         Link("nat:inside", "vm:eth0"),
     ),
@@ -56,7 +59,7 @@ class Story:
     """The hosts, the gateway's server, and a machine that boots."""
 
     def __init__(self, hosts: dict[str, Host], state: Path) -> None:
-        self.gw, self.nat, self.vm = (hosts[name] for name in ("gw", "nat", "vm"))
+        self.gw, self.nat, self.vm, self.wn1 = (hosts[name] for name in ("gw", "nat", "vm", "wn1"))
         self.tokens, self.secret = Tokens(), SiteSecret.load_or_create(state)
         self.bundle = Bundle(LEASE.node)
         self.server = EnrolServer(
@@ -71,14 +74,15 @@ class Story:
         )
         self.server.start()
         self.gw.script(
-            "ip link add tun0 type gretap local 198.51.100.1 remote 203.0.113.7 key 7;"
-            "ip link set tun0 mtu 1458 up; ip address add 10.9.0.1/24 dev tun0"
+            "ip link add br0 type bridge; ip address add 10.9.0.1/24 dev br0\n"
+            "ip link add tun0 type gretap local 198.51.100.1 remote 203.0.113.7 key 7\n"
+            "ip link set tun0 mtu 1458 master br0 up; ip link set lan0 master br0 up\n"
+            "ip link set br0 mtu 1458 up"
         )
-        self.slurmctld = self.gw.listen("10.9.0.1", 6817)
+        self.service = self.gw.listen("10.9.0.1", 7000)
         self.metadata = Metadata(self.nat.listen("169.254.169.254", 80))
         threading.Thread(target=self.metadata.serve_forever, daemon=True).start()
-        for name in ("shutdown", "slurmd"):
-            self.vm.write(f"/run/bin/{name}", f'#!/bin/sh\necho "$*" >>/run/{name}.calls\n', 0o755)
+        self.vm.write("/run/bin/shutdown", "#!/bin/sh\n", 0o755)
 
     def boot(self, lease_id: str) -> str:
         """Run user data for a lease; what the console shows."""
@@ -94,7 +98,7 @@ class Story:
     def close(self) -> None:
         self.metadata.shutdown()
         self.metadata.server_close()
-        self.slurmctld.close()
+        self.service.close()
         self.server.stop()
 
 
@@ -106,16 +110,39 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         story.close()
 
 
-def slurm_bundle(directory: Path) -> Bundle:
-    (directory / "munge.key").write_bytes(bytes(range(128)))
-    (directory / "slurm.conf").write_text(
-        "SlurmctldHost=gw(10.9.0.1)\nSlurmdLogFile=/var/log/slurm/slurmd.log\n"
+@pytest.fixture
+def farm(story: Story) -> Iterator[SlurmFarm]:
+    addresses = {"gw": "10.9.0.1", "wn1": "10.9.0.11"}
+    with SlurmFarm(story.gw, [story.wn1], users=["alice"], addresses=addresses) as farm:
+        yield farm
+        leave(story.vm)  # while its file server still lives
+
+
+def slurm_bundle(farm: SlurmFarm, directory: Path) -> Bundle:
+    """What the gateway would build; the farm's accounts are not this test's own."""
+    (directory / "munge.key").write_bytes(farm.munge_key)
+    (directory / "slurm.conf").write_text(farm.slurm_conf.replace("SlurmUser=slurm\n", ""))
+    (directory / "cgroup.conf").write_text(config.CGROUP_CONF)
+    home = "10.9.0.1:/home /home nfs4 vers=4.2,soft,timeo=100,retrans=2"
+    join = SlurmJoin(directory / "munge.key", directory / "slurm.conf", mounts=(Mount.parse(home),))
+    alice = farm.users[0]
+    bundle = join.bundle(LEASE, ["burst-cms"])
+    files = tuple(
+        replace(file, content=farm.slurm_conf.encode()) if "slurm.conf" in file.path else file
+        for file in bundle.files
     )
-    return SlurmJoin(directory / "munge.key", directory / "slurm.conf").bundle(LEASE, ["burst"])
+    return replace(
+        bundle,
+        files=files,
+        users=(User("alice", alice.uid, alice.uid, "/home/alice", "/bin/bash"),),
+        groups=(Group("alice", alice.uid),),
+    )
 
 
-def test_a_machine_joins_through_the_nat(story: Story, tmp_path: Path) -> None:
-    story.bundle = slurm_bundle(tmp_path)
+def test_a_machine_joins_slurm_through_the_nat(
+    story: Story, farm: SlurmFarm, tmp_path: Path
+) -> None:
+    story.bundle = slurm_bundle(farm, tmp_path)
 
     console = story.boot("1" * 32)
 
@@ -127,11 +154,14 @@ def test_a_machine_joins_through_the_nat(story: Story, tmp_path: Path) -> None:
     assert "ikey 0.0.0.7 okey 0.0.0.7" in details
     assert "02:00:0a:09:00:65" in details
     assert "alias dvn lease" in details
-    # munge with the site's key works as any user
-    story.vm.script("munge -n | unmunge | grep -q Success", user="nobody")
-    assert story.vm.read("/run/slurmd.calls").startswith(f"-Z -N {LEASE.node} --conf NodeAddr=10.9")
-    assert story.vm.run("hostname").stdout.strip() == LEASE.node
     assert "10.9.0.1 gw\n" in story.vm.read("/etc/hosts")
+
+    farm.wait_nodes(lambda up: LEASE.node in up, what="the borrowed node")
+    script = "#!/bin/sh\n(hostname; id -un) > /home/alice/where\n"
+    job = farm.sbatch("alice", script, "-p", "burst-cms")
+    (done,) = farm.wait_finished([job], timeout=60)
+    assert done.state == "COMPLETED", farm.logs()
+    assert story.gw.read("/home/alice/where") == f"{LEASE.node}\nalice\n"
 
 
 def test_job_users_cannot_read_user_data(story: Story) -> None:
@@ -158,7 +188,7 @@ def test_running_it_again_keeps_one_tunnel(story: Story) -> None:
 def test_without_protocol_47_the_machine_says_that_the_tunnel_is_dead(story: Story) -> None:
     story.bundle = replace(
         Bundle(LEASE.node),
-        reach=(Reach("slurmctld", "10.9.0.1", 6817),),
+        reach=(Reach("a service", "10.9.0.1", 7000),),
         reach_timeout=timedelta(seconds=4),
     )
     story.nat.run(
@@ -172,7 +202,7 @@ def test_without_protocol_47_the_machine_says_that_the_tunnel_is_dead(story: Sto
 
     lease, kind, ok, detail = story.tokens.reports[-1]
     assert (lease, kind, ok) == ("3" * 32, "tunnel", False)
-    assert "slurmctld at 10.9.0.1 port 6817 does not answer through the tunnel" in detail
+    assert "a service at 10.9.0.1 port 7000 does not answer through the tunnel" in detail
 
     story.boot("4" * 32)  # the positive control: the same without the block
     assert story.tokens.reports[-1][:3] == ("4" * 32, "joined", True)
