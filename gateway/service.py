@@ -159,7 +159,8 @@ def owner_of(user: str | None) -> str | None:
 class Signals:
     """SIGTERM and SIGINT end the daemon; the second ends it without waiting for machines.
 
-    The handler only writes a byte: taking locks inside one may wait for what it interrupted.
+    The kernel may deliver a signal to any thread, and then Python's own handler waits for the
+    main thread to wake up, which sleeps for good. The wake-up descriptor is written at once.
     """
 
     def __init__(self, stop: Callable[[bool], None], *, drain: bool) -> None:
@@ -168,12 +169,11 @@ class Signals:
         self._read_end, self._write_end = os.pipe()
 
     def install(self) -> None:
+        os.set_blocking(self._write_end, False)
+        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         threading.Thread(target=self._run, name="signals", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._received)
-
-    def _received(self, number: int, _frame: FrameType | None) -> None:
-        os.write(self._write_end, bytes([number]))
+            signal.signal(number, _noted)
 
     def _run(self) -> None:
         drain = self._drain
@@ -181,6 +181,10 @@ class Signals:
             log.info("event=signal name=%s", signal.Signals(received[0]).name)
             self._stop(drain)
             drain = False
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """The wake-up descriptor has told already."""
 
 
 def run(

@@ -43,7 +43,7 @@ app.add_typer(burst.app, name="burst")
 
 
 def main() -> None:
-    app()
+    app(prog_name="dvn")
 
 
 if __name__ == "__main__":

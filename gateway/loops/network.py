@@ -103,7 +103,7 @@ class NetworkLoop:
         self._clock = clock
         self._reconcile = reconcile
         self._changed = changed
-        self._backoff = backoff or Backoff(timedelta(seconds=1), timedelta(seconds=30))
+        self._backoff = backoff or Backoff(timedelta(seconds=0.5), timedelta(seconds=10))
         self._applied: tuple[Tunnel, ...] | None = None
         self._due: datetime | None = None
         self._watches: dict[str, Watch] = {}

@@ -78,17 +78,16 @@ class World:
 
     @contextmanager
     def state(self) -> Iterator[dict[str, Any]]:
-        with self._path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            state = json.load(file)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = json.loads(self._path.read_text())
             self._pass_time(state, datetime.now(UTC).timestamp())
-            yield state
-            text = json.dumps(state)
-            draft = self._path.with_suffix(".draft")
-            draft.write_text(text)  # whole before it is copied: a kill must not tear the world
-            file.seek(0)
-            file.write(text)
-            file.truncate()
+            try:
+                yield state
+            finally:  # a refused call was made all the same
+                draft = self._path.with_suffix(".draft")
+                draft.write_text(json.dumps(state))
+                draft.rename(self._path)  # whole: a kill must not tear the world
 
     def _pass_time(self, s: dict[str, Any], now: float) -> None:
         for number, (name, machine) in enumerate(s["machines"].items(), start=1):
