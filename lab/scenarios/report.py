@@ -194,8 +194,8 @@ def _job_lines(jobs: Iterable[JobRow]) -> list[str]:
 def _lease_lines(leases: Iterable[LeaseRow], currency: str) -> list[str]:
     lines = [
         (
-            f"{'lease':8}  {'machine':20} {'requested':9} {'booted':9} {'tunnelled':9} {'joined':9} "
-            f"{'left':9} {'returned':9} {'state':7} cost ({currency})"
+            f"{'lease':8}  {'machine':20} {'requested':9} {'booted':9} {'tunnelled':9} "
+            f"{'joined':9} {'left':9} {'returned':9} {'state':7} cost ({currency})"
         )
     ]
     for lease in leases:

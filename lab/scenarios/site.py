@@ -1,10 +1,10 @@
 """The lab's site: its topology, its addresses, and its site file.
 
-      VLAN 101 (tenant cms: 10.9.0.0/24)
-    head .10 ──┐
-    wn1  .11 ──┼── tor ──802.1Q── gw1 ──198.51.100.0/24── internet ── lab EC2 (203.0.113.0/24)
-    wn2  .12 ──┘                  │ bridge 10.9.0.1                     │ 1:1 NAT
-                                  └──── gretap, one for each lease ─────┴── instances 10.9.0.101...
+  VLAN 101 (tenant cms: 10.9.0.0/24)
+head .10 ──┐
+wn1  .11 ──┼── tor ──802.1Q── gw1 ──198.51.100.0/24── internet ── lab EC2 (203.0.113.0/24)
+wn2  .12 ──┘                  │ bridge 10.9.0.1                     │ 1:1 NAT
+                              └──── gretap, one for each lease ─────┴── instances 10.9.0.101...
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ DAEMON_USER = "slurm"  # SlurmUser: may update every user's jobs
 def topology() -> Topology:
     """The site and the internet router; the cloud hangs itself on the router."""
     workers = tuple(
-        Machine(
-            name, {"eth0": f"{address}/24"}, {"default": "10.9.0.1"}, cores=1, memory_mb=1024
-        )
+        Machine(name, {"eth0": f"{address}/24"}, {"default": "10.9.0.1"}, cores=1, memory_mb=1024)
         for name, address in WORKERS.items()
     )
     return Topology(

@@ -1,0 +1,249 @@
+"""`./run demo`: a flash of jobs overflows a real Slurm farm into the lab EC2, and comes home.
+
+The same jobs then run once more on the farm alone, so that what bursting won is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from lab.farm import FinishedJob
+from lab.host import LabError
+from lab.scenarios import pictures, report, site, work
+from lab.scenarios.display import Display, Scene, make_display
+from lab.scenarios.story import Story, worker_of
+
+LOCAL = frozenset(site.WORKERS)
+LOOK_EVERY = 1.0  # s between two looks at the daemon
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    with make_display(plain=options.plain or None) as display:
+        try:
+            done = play(
+                display,
+                jobs=options.jobs,
+                size=options.size,
+                machines=options.machines,
+                core_share=options.core_share,
+                compare=not options.no_compare,
+            )
+        except LabError as error:
+            display.say(f"the story broke off: {error}")
+            return 1
+        except KeyboardInterrupt:
+            display.say("interrupted; everything was taken down")
+            return 130
+    sys.stdout.write("\n" + report.text(done))
+    _write(options, done)
+    return 0 if done.ok else 1
+
+
+def _as_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="write timeline.svg and topology.svg there"
+    )
+    parser.add_argument("--jobs", type=int, default=24, help="how many (default 24)")
+    parser.add_argument(
+        "--size", type=int, default=20_000, help="numbers each job looks at (default 20000)"
+    )
+    parser.add_argument("--machines", type=int, default=4, help="at most so many borrowed")
+    parser.add_argument(
+        "--core-share",
+        type=float,
+        default=0.25,
+        help="the part of a real core that each lab core gets (default 0.25)",
+    )
+    parser.add_argument("--plain", action="store_true", help="no live display")
+    parser.add_argument(
+        "--no-compare", action="store_true", help="do not run the jobs again without bursting"
+    )
+    return parser.parse_args(argv)
+
+
+def play(
+    display: Display,
+    *,
+    jobs: int = 24,
+    size: int = 20_000,
+    machines: int = 4,
+    core_share: float = 0.25,
+    compare: bool = True,
+) -> report.Report:
+    """The whole story, from an empty lab to the report. LabError when a step did not happen."""
+    tasks = work.flash(jobs, size=size)
+    right = work.expected(tasks)
+    with Story(core_share=core_share, max_machines=machines, tell=display.say) as story:
+        display.say("dvn apply: the tenant's network")
+        story.dvn("apply", site.SITE_FILE)
+        display.say("dvn gateway run")
+        with _phase(story, "daemon up"):
+            story.start_daemon()
+        display.say(f"alice submits {jobs} jobs with sbatch")
+        with _phase(story, "burst"):
+            ids = story.submit(tasks)
+            _watch(story, display, ids, timeout=60 + 30 * jobs)
+        rows = _rows(story, ids, right, story.finished())
+        display.say("the queue is empty: idle machines are drained, removed, returned")
+        with _phase(story, "return"):
+            story.wait_returned(240)
+        leases = story.leases()
+        traffic = story.traffic()
+        display.say("dvn destroy: nothing may be left")
+        story.kill_daemon(signal.SIGTERM)
+        story.dvn("destroy", site.SITE_FILE)
+        left = story.leftovers(leases)
+        local_only = None
+        if compare:
+            display.say("the same jobs once more, on the farm alone")
+            with _phase(story, "local only"):
+                again = story.submit(tasks)
+                _watch(story, display, again, timeout=120 + 60 * jobs)
+            local_only = _makespan(_rows(story, again, right, story.finished()))
+        display.say("taking the lab down")
+    return report.Report(
+        jobs=tuple(rows),
+        leases=tuple(_lease_row(lease) for lease in leases),
+        gre=report.Traffic(traffic["gre"].packets, traffic["gre"].bytes),
+        other_traffic={n: t for n, t in traffic.items() if n != "gre" and t.packets},
+        makespan_s=report.Makespan(_makespan(rows), local_only),
+        leftovers=left,
+        cost=sum((Decimal(str(lease["cost"])) for lease in leases), Decimal(0)),
+        currency="USD",
+        phases_s={name: round(seconds, 1) for name, seconds in story.phases.items()},
+    )
+
+
+class _phase:  # noqa: N801 - reads as a statement
+    """Times a block into story.phases."""
+
+    def __init__(self, story: Story, name: str) -> None:
+        self._story, self._name = story, name
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._story.phases[self._name] = time.monotonic() - self._began
+
+
+def _watch(story: Story, display: Display, ids: Sequence[str], timeout: float) -> None:
+    """Show the story until all jobs have ended."""
+    began = time.monotonic()
+
+    def look() -> bool:
+        ended = story.finished()
+        queued: dict[str, Any] = {
+            str(job["id"]): job for job in ((story.api("/v1/jobs") or {}).get("jobs", []))
+        }
+        jobs: dict[str, tuple[str, str]] = {}
+        for job in ids:
+            if job in ended:
+                jobs[job] = ("done", ended[job].nodes)
+            elif job in queued:
+                nodes = queued[job].get("node_names") or queued[job].get("nodes") or []
+                node = nodes[0] if isinstance(nodes, list) and nodes else ""
+                jobs[job] = (str(queued[job]["state"]), node)
+            else:
+                jobs[job] = ("pending", "")
+        leases = story.leases()
+        spent = sum((Decimal(str(lease["cost"])) for lease in leases), Decimal(0))
+        display.show(
+            Scene(
+                title="burst" if leases else "queue",
+                seconds=time.monotonic() - began,
+                jobs=jobs,
+                leases=leases,
+                gre_packets=story.traffic()["gre"].packets,
+                money=f"{spent:.4f} USD",
+                local=LOCAL,
+            )
+        )
+        return all(job in ended for job in ids)
+
+    story.head.wait_for(look, timeout, what="the end of all jobs")
+
+
+def _rows(
+    story: Story, ids: Sequence[str], right: dict[int, int], ended: dict[str, FinishedJob]
+) -> list[report.JobRow]:
+    rows = []
+    for job in ids:
+        record, task = ended[job], story.tasks[job]
+        ok, problem = work.judge(task, story.result(job), right[task.index])
+        if ok and (runs := story.runs(job)) != 1:
+            ok, problem = False, f"it ran {runs} times"
+        rows.append(
+            report.JobRow(
+                id=job,
+                submitted=record.submitted,
+                started=record.started,
+                ended=record.ended,
+                node=record.nodes,
+                where="local" if worker_of(record.nodes) else "remote",
+                state=record.state,
+                result_ok=ok,
+                problem=problem,
+            )
+        )
+    return rows
+
+
+def _makespan(rows: Sequence[report.JobRow]) -> float:
+    ends = [row.ended for row in rows if row.ended]
+    return (max(ends) - min(row.submitted for row in rows)).total_seconds()
+
+
+def _lease_row(lease: dict[str, Any]) -> report.LeaseRow:
+    def moment(name: str) -> datetime | None:
+        text = lease.get(name)
+        return datetime.fromisoformat(text) if text else None
+
+    failure = lease.get("failure")
+    return report.LeaseRow(
+        id=lease["id"],
+        provider=lease["provider"],
+        machine=lease["machine"],
+        node=lease["node"],
+        state=lease["state"],
+        requested=moment("requested"),
+        booted=moment("booted"),
+        tunnelled=moment("tunnelled"),
+        joined=moment("joined"),
+        left=moment("left"),
+        terminated=moment("ended"),
+        cost=Decimal(str(lease["cost"])),
+        failure=failure["message"] if isinstance(failure, dict) else (failure or ""),
+    )
+
+
+def _write(options: argparse.Namespace, done: report.Report) -> None:
+    if options.report:
+        options.report.write_text(done.to_json())
+        sys.stdout.write(f"report     {options.report}\n")
+    if options.plots:
+        options.plots.mkdir(parents=True, exist_ok=True)
+        machines = [(lease.machine, lease.node) for lease in done.leases if lease.machine]
+        (options.plots / "timeline.svg").write_text(pictures.timeline(done))
+        (options.plots / "topology.svg").write_text(site.picture(machines))
+        sys.stdout.write(f"pictures   {options.plots}/timeline.svg, topology.svg\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
