@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lab import linux, rtnl
+from lab import linux, netfs, rtnl
 
 MESSAGE_LIMIT = 1 << 18  # bytes in one request or answer
 INIT_LEAF = "init.scope"  # where pid 1 and everything we start lives: a leaf, as cgroup v2 wants
@@ -87,6 +87,7 @@ class Keeper:
             case "make":
                 return {"pid": self._make(name, request)}
             case "kill":  # at once; the lab reaps what it started in there, then sends "bury"
+                netfs.abandon(self._hosts[name])
                 os.kill(self._hosts[name], signal.SIGKILL)
             case "bury":
                 self._bury(name)
@@ -178,6 +179,7 @@ class Keeper:
 
     def _remove_all(self) -> None:
         for pid in self._hosts.values():
+            netfs.abandon(pid)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for name in tuple(self._hosts):
