@@ -76,8 +76,8 @@ def _prefixes(site: Site, _: Declared) -> Iterator[Problem]:
                 "",
                 0,
                 f"prefix {prefix} of {tenant}/{name} overlaps {other} of "
-                f"{other_tenant}/{other_name}; overlapping tenants are not in this version",
-                "give one of them another prefix",
+                f"{other_tenant}/{other_name}",
+                "give one of them another prefix: tenants that overlap are not in this version",
                 path,
             )
         elif other_name != name:

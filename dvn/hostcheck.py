@@ -10,7 +10,6 @@ from dvn.kernel.state import Host, table_name
 from dvn.problems import Path_, Problem
 from dvn.spec import Site
 
-
 _SHOWN = 12  # interfaces worth listing in a message
 
 

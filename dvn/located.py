@@ -161,19 +161,21 @@ def load(path: Path | str) -> Located:
                 Problem(
                     str(path),
                     0,
-                    f"cannot be read: {error.strerror}",
+                    f"the file cannot be read: {error.strerror}",
                     "give the path of a readable file",
                 )
             ]
         ) from None
     if len(raw) > _MAX_BYTES:
-        raise SpecError([Problem(str(path), 0, "is larger than 4 MiB", "that is no site file")])
+        raise SpecError(
+            [Problem(str(path), 0, "the file is larger than 4 MiB", "that is no site file")]
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise SpecError(
-            [Problem(str(path), line, "is not UTF-8 text", "save the file as UTF-8")]
+            [Problem(str(path), line, "this is not UTF-8 text", "save the file as UTF-8")]
         ) from None
     return loads(text, str(path))
 
@@ -197,13 +199,15 @@ def loads(text: str, file: str = "<text>") -> Located:
                 Problem(
                     file,
                     line,
-                    f"has a character YAML forbids (U+{error.character:04X})",
+                    f"there is a character YAML forbids (U+{error.character:04X})",
                     "remove it",
                 )
             ]
         ) from None
     except RecursionError:
-        raise SpecError([Problem(file, 0, "is nested too deeply", "write it flat")]) from None
+        raise SpecError(
+            [Problem(file, 0, "the file is nested too deeply", "write it flat")]
+        ) from None
     if problems:
         raise SpecError(problems)
     if doc is None or not isinstance(doc.value, dict):
@@ -212,7 +216,7 @@ def loads(text: str, file: str = "<text>") -> Located:
                 Problem(
                     file,
                     doc.line if doc else 1,
-                    "is not a mapping of keys to values",
+                    "the file is not a mapping of keys to values",
                     "start with a line like `site: mysite`",
                 )
             ]
@@ -225,7 +229,7 @@ def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
     line = mark.line + 1 if mark else 0
     what = (error.problem or "cannot be understood").replace("\n", " ")
     if "character '\\t'" in what:
-        return Problem(file, line, "has a tab where YAML wants spaces", "indent with spaces")
+        return Problem(file, line, "there is a tab where YAML wants spaces", "indent with spaces")
     if "anchors and aliases" in what:
         what, _, fix = what.partition("; ")
         return Problem(file, line, what, fix)
@@ -233,7 +237,7 @@ def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
     return Problem(
         file,
         line,
-        f"is not valid YAML: {what}{context}",
+        f"this is not valid YAML: {what}{context}",
         "check indentation, colons and quotes on this line and the one above",
     )
 

@@ -80,7 +80,12 @@ class LinuxKernel:
         names = {link.index: link.name for link in links}
         own = {link.index for link in links if _site_of(link) == site or _unstamped(link)}
         bridges = {link.index for link in links if link.index in own and link.kind == "bridge"}
-        tables, foreign_tables = self._tables(site)
+        tables, others, foreign_tables = self._tables(site)
+        # An address on somebody else's link bears our mark but not the site's: it is the site's
+        # whose map translates to it, or nobody's, and then whoever looks may clear it away.
+        taken = {
+            element[-1] for table in others for s in table.sets if s.data for element in s.elements
+        }
         state = KernelState(
             links=tuple(_link(link, names) for link in links if link.index in own),
             ports=tuple(
@@ -91,7 +96,7 @@ class LinuxKernel:
             addresses=tuple(
                 Address(names[address.index], address.address)
                 for address in addresses
-                if _own_address(address, own)
+                if _own_address(address, own, taken)
             ),
             tables=tables,
             raised=frozenset(link.name for link in links if link.up and link.index not in own),
@@ -155,17 +160,24 @@ class LinuxKernel:
         except OSError as error:
             raise _refused(error) from error
 
-    def _tables(self, site: str) -> tuple[tuple[NftTable, ...], frozenset[tuple[str, str]]]:
-        ours, foreign = [], set()
+    def _tables(
+        self, site: str
+    ) -> tuple[tuple[NftTable, ...], list[NftTable], frozenset[tuple[str, str]]]:
+        """The site's tables, those of our other sites, and foreign ones that have its name."""
+        ours: list[NftTable] = []
+        others: list[NftTable] = []
+        foreign = set()
         for family, name in self._nft.table_names():
-            if name != table_name(site):
+            if not name.startswith(table_name("")):
                 continue
             table = self._nft.table(family, name)
-            if table:
+            if table is None:
+                foreign.add((family, name))
+            elif name == table_name(site):
                 ours.append(table)
             else:
-                foreign.add((family, name))
-        return tuple(ours), frozenset(foreign)
+                others.append(table)
+        return tuple(ours), others, frozenset(foreign)
 
     # -- writing
 
@@ -250,10 +262,10 @@ def _is_ours(link: RawLink) -> bool:
     return bool(_site_of(link)) or _unstamped(link)
 
 
-def _own_address(address: RawAddress, own: set[int]) -> bool:
+def _own_address(address: RawAddress, own: set[int], taken: set[str]) -> bool:
     if address.index in own:
         return address.scope != rtnl.RT_SCOPE_LINK  # the kernel's own link-local ones
-    return address.protocol == ADDRESS_PROTOCOL
+    return address.protocol == ADDRESS_PROTOCOL and address.address.split("/")[0] not in taken
 
 
 def _link(link: RawLink, names: dict[int, str]) -> Link:

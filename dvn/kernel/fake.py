@@ -1,0 +1,255 @@
+"""A kernel in memory: does every step, remembers, and fails where it is told to.
+
+It refuses what the real one refuses (a name or slot taken, a master that is not there, a port on
+an uplink that is down, a set still missing), so that a plan in the wrong order fails here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from dvn.kernel.driver import KernelError, LinkCounters
+from dvn.kernel.nftcommands import (
+    AddChain,
+    AddElements,
+    AddRule,
+    AddSet,
+    AddTable,
+    DelElements,
+    DelTable,
+    FlushChain,
+    LoadTable,
+    NftCommand,
+    TableId,
+)
+from dvn.kernel.state import (
+    Address,
+    Bridge,
+    Host,
+    HostLink,
+    KernelState,
+    Link,
+    NftSet,
+    NftTable,
+    Port,
+    Sysctl,
+    View,
+    Vlan,
+    table_name,
+)
+from dvn.kernel.steps import (
+    AddAddress,
+    AddLink,
+    DelAddress,
+    DelLink,
+    Enslave,
+    NftChange,
+    RaiseLink,
+    SetLink,
+    SetSysctl,
+    Step,
+    Writes,
+)
+
+
+@dataclass
+class FakeKernel:
+    """`fail(step)` says whether this step is to fail; None: none does."""
+
+    foreign: dict[str, HostLink] = field(default_factory=dict)
+    foreign_addresses: set[str] = field(default_factory=set)
+    links: dict[str, Link] = field(default_factory=dict)
+    masters: dict[str, str] = field(default_factory=dict)  # of foreign links
+    addresses: set[Address] = field(default_factory=set)
+    values: dict[str, str] = field(default_factory=dict)
+    tables: dict[TableId, NftTable] = field(default_factory=dict)
+    fail: Callable[[Step], bool] | None = None
+    done: list[Step] = field(default_factory=list)
+
+    def look(self, site: str) -> View:
+        own = {n: link for n, link in self.links.items() if _site(link) == site}
+        state = KernelState(
+            links=tuple(own.values()),
+            ports=tuple(Port(name, m) for name, m in self.masters.items() if m in own),
+            addresses=tuple(
+                address
+                for address in sorted(self.addresses, key=str)
+                if address.link in own or address.link in self.foreign
+            ),
+            tables=tuple(table for key, table in self.tables.items() if key[1] == table_name(site)),
+            raised=frozenset(name for name, link in self.foreign.items() if link.up),
+        )
+        host_links = dict(self.foreign)
+        for name, link in self.links.items():
+            host_links[name] = HostLink(
+                name, link.params.kind, link.mtu, link.up, True, _site(link), link.master,
+                link.params.slot(),
+            )  # fmt: skip
+        return View(Host(host_links, frozenset(self.foreign_addresses)), state)
+
+    def sites(self) -> tuple[str, ...]:
+        return tuple(sorted({_site(link) for link in self.links.values()}))
+
+    def sysctls(self, keys: Iterable[str]) -> tuple[Sysctl, ...]:
+        return tuple(Sysctl(key, self.values[key]) for key in keys if key in self.values)
+
+    def listings(self, tables: Iterable[NftTable]) -> tuple[NftTable, ...]:
+        return tuple(replace(table, listing="as it was") for table in tables)
+
+    def tunnels(self) -> tuple[LinkCounters, ...]:
+        return ()
+
+    def perform(self, step: Step) -> Writes:
+        if self.fail is not None and self.fail(step):
+            raise KernelError("told to fail")
+        writes = self._perform(step)
+        self.done.append(step)
+        return writes
+
+    def _perform(self, step: Step) -> Writes:
+        match step:
+            case NftChange(commands):
+                tables = dict(self.tables)
+                for command in commands:
+                    _nft(tables, command)
+                self.tables = tables
+                return Writes(nft=len(commands))
+            case SetSysctl(key, value):
+                device = key.split("/")[3]
+                if device != "all" and device not in self.links and device not in self.foreign:
+                    raise KernelError(f"{key}: no such file")
+                self.values[key] = value
+                return Writes(sysctl=1)
+            case AddLink(link):
+                self._add(link)
+            case SetLink(link, changes):
+                self._set(link, changes)
+            case RaiseLink(name):
+                self._raise(name)
+            case DelLink(link):
+                self._delete(link.name)
+            case Enslave(name, master):
+                if name not in self.foreign or (master and master not in self.links):
+                    raise KernelError(f"{name} or {master} is not there")
+                self.masters.pop(name, None)
+                if master:
+                    self.masters[name] = master
+            case AddAddress(link_name, address):
+                if link_name not in self.links and link_name not in self.foreign:
+                    raise KernelError(f"{link_name} is not there")
+                if Address(link_name, address) in self.addresses:
+                    raise KernelError("the address exists")
+                self.addresses.add(Address(link_name, address))
+            case DelAddress(link_name, address):
+                self.addresses.discard(Address(link_name, address))
+        return Writes(netlink=1)
+
+    def _add(self, link: Link) -> None:
+        if link.name in self.links or link.name in self.foreign:
+            raise KernelError(f"{link.name} exists")
+        self._check(link)
+        self.links[link.name] = replace(link, up=False)
+        for key in ("forwarding", "rp_filter", "arp_ignore"):
+            self.values[f"net/ipv4/conf/{link.name}/{key}"] = "0"
+
+    def _check(self, link: Link) -> None:
+        if link.master and not isinstance(
+            getattr(self.links.get(link.master), "params", 0), Bridge
+        ):
+            raise KernelError(f"{link.name}: its bridge {link.master} is not there")
+        if isinstance(link.params, Vlan) and link.params.parent not in self.foreign:
+            raise KernelError(f"{link.name}: {link.params.parent} is not there")
+        slot = link.params.slot()
+        for other in self.links.values():
+            if slot and other.name != link.name and other.params.slot() == slot:
+                raise KernelError(f"{link.name}: {other.name} has these ends or this id")
+
+    def _set(self, link: Link, changes: tuple[str, ...]) -> None:
+        have = self.links.get(link.name)
+        if have is None:
+            raise KernelError(f"{link.name} is not there")
+        new = replace(have, **{change: getattr(link, change) for change in changes})
+        self._check(new)
+        self.links[link.name] = new
+
+    def _raise(self, name: str) -> None:
+        if name in self.foreign:
+            self.foreign[name] = replace(self.foreign[name], up=True)
+            return
+        link = self.links.get(name)
+        if link is None:
+            raise KernelError(f"{name} is not there")
+        if isinstance(link.params, Vlan) and not self.foreign[link.params.parent].up:
+            raise KernelError(f"{name}: network is down")
+        self.links[name] = replace(link, up=True)
+
+    def _delete(self, name: str) -> None:
+        if name not in self.links:
+            return
+        del self.links[name]
+        self.masters = {n: m for n, m in self.masters.items() if m != name}
+        for other, link in self.links.items():
+            if link.master == name:
+                self.links[other] = replace(link, master=None)
+        self.addresses = {address for address in self.addresses if address.link != name}
+        self.values = {k: v for k, v in self.values.items() if f"/{name}/" not in k}
+
+
+def _site(link: Link) -> str:
+    return link.alias.split(":")[1]
+
+
+def _nft(tables: dict[TableId, NftTable], command: NftCommand) -> None:
+    if isinstance(command, LoadTable):
+        tables[(command.table.family, command.table.name)] = command.table
+        return
+    key = command.table
+    if isinstance(command, AddTable):
+        tables.setdefault(key, NftTable(key[0], key[1]))  # type: ignore[arg-type]
+        return
+    if key not in tables:
+        raise KernelError(f"no table {key}")
+    table = tables[key]
+    match command:
+        case DelTable():
+            del tables[key]
+        case AddSet(_table, set_):
+            tables[key] = replace(table, sets=(*table.sets, set_))
+        case AddElements(_table, set_, elements):
+            have = _set_of(table, set_)
+            keys = {have.key(element) for element in have.elements}
+            for element in elements:
+                if element not in have.elements and have.key(element) in keys:
+                    raise KernelError(f"element {element} is in the way")
+            _replace_set(tables, key, replace(have, elements=have.elements | elements))
+        case DelElements(_table, set_, elements):
+            have = _set_of(table, set_)
+            if not elements <= have.elements:
+                raise KernelError("no such element")
+            _replace_set(tables, key, replace(have, elements=have.elements - elements))
+        case AddChain(_table, chain):
+            tables[key] = replace(table, chains=(*table.chains, chain))
+        case FlushChain(_table, name, _why):
+            chains = tuple(replace(c, rules=()) if c.name == name else c for c in table.chains)
+            tables[key] = replace(table, chains=chains)
+        case AddRule(_table, name, rule):
+            if name not in {chain.name for chain in table.chains}:
+                raise KernelError(f"no chain {name}")
+            chains = tuple(
+                replace(c, rules=(*c.rules, rule)) if c.name == name else c for c in table.chains
+            )
+            tables[key] = replace(table, chains=chains)
+
+
+def _set_of(table: NftTable, set_: NftSet) -> NftSet:
+    for have in table.sets:
+        if have.name == set_.name:
+            return have
+    raise KernelError(f"no set {set_.name}")
+
+
+def _replace_set(tables: dict[TableId, NftTable], key: TableId, new: NftSet) -> None:
+    table = tables[key]
+    sets = tuple(new if have.name == new.name else have for have in table.sets)
+    tables[key] = replace(table, sets=sets)
