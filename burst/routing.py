@@ -12,6 +12,7 @@ from decimal import Decimal
 from burst.actions import Route, Unroute
 from burst.funds import purse_of, top_up
 from burst.model import Job, JobState, Pool
+from burst.observe import duration_text
 from burst.policy import money
 from burst.policy.demand import Candidate
 from burst.policy.when import limit_of
@@ -44,6 +45,9 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     purses = [purse_of(paper, lease) for lease in nodes]
     free = max(paper.free.get(pool.tenant, Decimal(0)), Decimal(0))
     longest = money.affordable_limit(purses, free, sorted(limits))
+    for candidate in candidates:
+        if longest is None or candidate.limit > longest:
+            _say_too_long(paper, pool, candidate, longest)
     too_long = [job for job in routed if not _affordable(paper, job, longest)]
     _take_back(paper, pool, too_long, "the budget does not cover its time limit")
     stay = [job for job in routed if _affordable(paper, job, longest)]
@@ -57,6 +61,17 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     for job in [*stay, *(candidate.job for candidate in new)]:
         text = f"it may start on {len(nodes)} borrowed nodes of pool {pool.name}, or here"
         paper.answer(job.id, "routed", text)
+
+
+def _say_too_long(
+    paper: Round, pool: Pool, candidate: Candidate, longest: timedelta | None
+) -> None:
+    covered = f"{duration_text(longest)}" if longest is not None else "no job at all"
+    text = (
+        f"it may take {duration_text(candidate.limit)}, and the budget of tenant {pool.tenant} "
+        f"covers {covered} on the machines of pool {pool.name} now"
+    )
+    paper.answer(candidate.job.id, "budget", text)
 
 
 def _affordable(paper: Round, job: Job, longest: timedelta | None) -> bool:
