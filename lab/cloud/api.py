@@ -8,6 +8,7 @@ requests, and answers errors as EC2 does. Beside the API it has, for whoever dri
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -24,6 +25,7 @@ from lab.cloud.query import Answer, with_ports
 from lab.cloud.signature import parse_authorization, verify
 from lab.cloud.throttle import Throttler
 
+_log = logging.getLogger(__name__)
 Environ = dict[str, Any]
 LOST_ANSWER_LIMIT = 600.0  # s; nobody waits longer for an answer that never comes
 
@@ -89,6 +91,10 @@ class Api:
             answer = self._backend.call(with_ports(params))
         except ApiError as error:
             return Answer(error.status, error.xml(str(uuid4())), {"Content-Type": "text/xml"})
+        except Exception as error:  # noqa: BLE001 - the trace for us, EC2's form for the client
+            _log.exception("the lab EC2 failed")
+            broken = ApiError("InternalError", f"An internal error has occurred: {error!r}", 500)
+            return Answer(500, broken.xml(str(uuid4())), {"Content-Type": "text/xml"})
         if action == "RunInstances" and answer.status == 200 and self._faults.take_lost_answer():
             self._lose_answer()
         return answer

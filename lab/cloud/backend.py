@@ -26,6 +26,7 @@ from urllib.parse import urlencode
 from lab.cloud import errors, query, snapshot
 from lab.cloud.errors import ApiError
 from lab.cloud.faults import Faults
+from lab.cloud.lean import lean_loading
 from lab.cloud.ledger import Ledger
 from lab.cloud.machines import Launch, Machines, Network
 from lab.cloud.metadata import Metadata
@@ -82,11 +83,16 @@ class MotoEc2:
         self._after_off: dict[str, str] = {}  # instance -> state once the machine is off
         self._interrupted: dict[str, datetime] = {}
         self._backend: Any = None
+        self.models: dict[str, Any] = {}  # botocore's descriptions, read once
 
     # -- moto ------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Import moto, make the account, and have every lazy part of it loaded."""
+        with lean_loading(self.region, TYPES, self.models):
+            self._load()
+
+    def _load(self) -> None:
         # moto's switch for its list of a thousand images; ours are registered by who uses them
         os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
         from moto.ec2.models import ec2_backends

@@ -26,6 +26,7 @@ from lab.cloud.api import Api
 from lab.cloud.backend import MotoEc2
 from lab.cloud.faults import Faults
 from lab.cloud.instance import Hypervisor, InstanceHost
+from lab.cloud.lean import remembered_models
 from lab.cloud.pool import AddressPool
 from lab.cloud.server import WsgiServer
 from lab.cloud.throttle import Throttler
@@ -181,8 +182,10 @@ class LabCloud:
         import boto3
 
         key, secret = next(iter(self.credentials.items()))
+        self.wait_until_ready()
         session = boto3.Session(key, secret, region_name=self.region)
-        return session.client("ec2", endpoint_url=self.local_endpoint, **options)
+        with remembered_models(self.backend.models):
+            return session.client("ec2", endpoint_url=self.local_endpoint, **options)
 
     def bootstrap(
         self,

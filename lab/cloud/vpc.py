@@ -45,7 +45,6 @@ _SYSCTLS = {
     "net.ipv4.conf.all.send_redirects": "0",
     "net.ipv4.conf.default.send_redirects": "0",
     "net.ipv4.conf.default.proxy_arp": "1",
-    "net.ipv4.neigh.default.proxy_delay": "0",
     "net.ipv4.icmp_ratelimit": "0",
     "net.ipv6.conf.all.disable_ipv6": "1",
     "net.ipv6.conf.default.disable_ipv6": "1",
@@ -189,6 +188,9 @@ class Fabric:
         nic, subnet = launch.nic, launch.subnet
         router = self.router(launch.vpc).host
         self._lab.link(router, nic.device, host, INSTANCE_DEVICE, mtu=MTU)
+        # else a proxy answers ARP after up to 0.8 s (arp(7), proxy_delay)
+        delay = Path(f"/proc/sys/net/ipv4/neigh/{nic.device}/proxy_delay")
+        router.inside(lambda: delay.write_text("0"))
         prefix = IPv4Network(subnet.cidr).prefixlen
         inside = [f"link set {INSTANCE_DEVICE} address {nic.mac}"]
         inside += [f"address add {a}/{prefix} dev {INSTANCE_DEVICE}" for a in nic.addresses]
