@@ -48,6 +48,12 @@ def _mode(value: Any) -> int:
     return mode
 
 
+def _some(value: Any) -> Any:
+    if not value:
+        raise fault("there is nothing in it", "name at least one")
+    return value
+
+
 def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         try:
@@ -60,7 +66,7 @@ def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
 Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
 Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
 Names = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
-SomeNames = Annotated[tuple[str, ...], BeforeValidator(one_or_more), Field(min_length=1)]
+SomeNames = Annotated[Names, AfterValidator(_some)]
 
 
 class Enrol(Model):
@@ -188,8 +194,8 @@ PolicyConfig: type[Model] = create_model("PolicyConfig", __base__=Model, **_POLI
 
 class BurstConfig(Model):
     lrms: SlurmConfig
-    providers: Annotated[dict[Name, Ec2], Field(min_length=1)]
-    pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
+    providers: Annotated[dict[Name, Ec2], AfterValidator(_some)]
+    pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
     budgets: dict[Name, BudgetConfig] = Field(default_factory=dict)
     policy: PolicyConfig = PolicyConfig()
 
