@@ -10,7 +10,7 @@ import pytest
 
 from burst.lrms.base import LrmsError
 from burst.model import Farm, Job, JobState, Node, NodeState
-from lab.farm import SlurmFarm, leave
+from lab.farm import SlurmFarm, Timing, leave
 from lab.hosts import Host, Lab
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
@@ -41,7 +41,8 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def farm(lab: Lab) -> Iterator[SlurmFarm]:
-    with SlurmFarm(lab.hosts["head"], [lab.hosts["wn1"]]) as farm:
+    timing = Timing(slurmd_timeout=10)
+    with SlurmFarm(lab.hosts["head"], [lab.hosts["wn1"]], timing=timing) as farm:
         yield farm
 
 
@@ -66,7 +67,7 @@ def test_a_job_runs_on_the_farms_own_worker(farm: SlurmFarm) -> None:
 
 def test_home_is_shared_and_private_to_its_owner(lab: Lab, farm: SlurmFarm) -> None:
     worker = lab.hosts["wn1"]
-    assert re.search(r" /home nfs4 .*vers=4\.2", worker.read("/proc/mounts"))
+    assert re.search(r" /home nfs4 .*vers=4\.2", worker.read("/proc/1/mounts"))
     worker.run("sh", "-c", "echo from the worker > /home/alice/note", user="alice")
     assert shared(farm, "alice", "note") == "from the worker\n"
     refused = worker.run("touch", "/home/alice/root-was-here", check=False)
