@@ -149,17 +149,13 @@ def _watch(story: Story, display: Display, ids: Sequence[str], timeout: float) -
 
     def look() -> bool:
         ended = story.finished()
-        queued: dict[str, Any] = {
-            str(job["id"]): job for job in ((story.api("/v1/jobs") or {}).get("jobs", []))
-        }
+        queued = {job["id"]: job for job in story.api("/v1/jobs") or ()}
         jobs: dict[str, tuple[str, str]] = {}
         for job in ids:
             if job in ended:
                 jobs[job] = ("done", ended[job].nodes)
             elif job in queued:
-                nodes = queued[job].get("node_names") or queued[job].get("nodes") or []
-                node = nodes[0] if isinstance(nodes, list) and nodes else ""
-                jobs[job] = (str(queued[job]["state"]), node)
+                jobs[job] = (queued[job]["state"], next(iter(queued[job]["nodes"]), ""))
             else:
                 jobs[job] = ("pending", "")
         leases = story.leases()

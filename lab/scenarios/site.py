@@ -25,6 +25,8 @@ ENROL_PORT = 8443
 SITE_FILE = "/etc/dvn/site.yaml"
 CREDENTIALS = "/etc/dvn/aws-credentials"
 MUNGE_KEY = "/etc/dvn/munge.key"
+# Soft: a machine whose tunnel is gone must still be able to die (nfs(5)).
+MOUNT_OPTIONS = "vers=4.2,soft,timeo=100,retrans=2,actimeo=1"
 DAEMON_USER = "slurm"  # SlurmUser: may update every user's jobs
 
 
@@ -117,7 +119,7 @@ def site_file(
             "state": "sqlite:////var/lib/dvn/gateway.sqlite",
             "user": DAEMON_USER,
             "interval": "1s",
-            "enrol": {"address": GATEWAY, "port": ENROL_PORT, "heartbeat": "10s"},
+            "enrol": {"address": GATEWAY, "port": ENROL_PORT, "heartbeat": "5s", "watchdog": "3m"},
         },
         "burst": {
             "lrms": {
@@ -125,7 +127,7 @@ def site_file(
                 "munge_key": MUNGE_KEY,
                 "slurm_conf": "/etc/slurm/slurm.conf",
                 "job_users": list(users),
-                "mounts": [f"{HEAD}:/home /home nfs4"],
+                "mounts": [f"{HEAD}:/home /home nfs4 {MOUNT_OPTIONS}"],
                 "hosts": {"head": HEAD},
             },
             "providers": {

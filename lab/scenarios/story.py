@@ -213,7 +213,7 @@ class Story:
     def leases(self) -> list[dict[str, Any]]:
         """Every lease the store knows, ended ones too; empty while the daemon does not answer."""
         answer = self.api("/v1/leases?ended=true")
-        return [] if answer is None else list(answer["leases"])
+        return list(answer or ())
 
     # Jobs
 
