@@ -125,7 +125,8 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
         cells[S.TERMINATING, machine] = Cell(S.TERMINATING, E.TERMINATE, "until it is gone")
     cells[S.TERMINATING, O.MACHINE_GONE] = Cell(S.GONE, E.SETTLE, "failed, if it has a failure")
     stay(S.TERMINATING, "already on its way", O.LINK_UP, O.STOP)
-    for node in (O.NODE_OPEN, O.NODE_BUSY, O.NODE_CLOSED):
+    cells[S.TERMINATING, O.NODE_OPEN] = Cell(S.TERMINATING, E.DRAIN, "it registered again")
+    for node in (O.NODE_BUSY, O.NODE_CLOSED):
         cells[S.TERMINATING, node] = Cell(S.TERMINATING, E.REMOVE, "a last registration crossed")
     stay(S.TERMINATING, "as it should be", O.NODE_ABSENT)
 
@@ -134,7 +135,8 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
             cells[final, machine] = Cell(final, E.TERMINATE, "listed late: return it")
         stay(final, "as it should be", O.MACHINE_UNSEEN, O.MACHINE_GONE, O.NODE_ABSENT)
         stay(final, "the tunnel is being removed", O.LINK_UP, O.STOP)
-        for node in (O.NODE_OPEN, O.NODE_BUSY, O.NODE_CLOSED):
+        cells[final, O.NODE_OPEN] = Cell(final, E.DRAIN, "it registered again")
+        for node in (O.NODE_BUSY, O.NODE_CLOSED):
             cells[final, node] = Cell(final, E.REMOVE, "a last registration crossed")
     return cells
 

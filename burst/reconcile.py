@@ -85,7 +85,7 @@ def hold_launches(paper: Round) -> None:
     facts = paper.world.facts
     wait_until = breaker.throttled_until(paper.leases.values(), facts.now)
     for lease in paper.leases.values():
-        if paper.effects.get(lease.id) is not Effect.LAUNCH:
+        if Effect.LAUNCH not in paper.effects.get(lease.id, ()):
             continue
         hold = ""
         throttled = wait_until.get(lease.provider)
@@ -99,7 +99,7 @@ def hold_launches(paper: Round) -> None:
             cause = lease.setback.message if lease.setback else "the last attempt failed"
             hold = f"tried again at {lease.retry_after:%H:%M:%S} UTC: {cause}"
         if hold:
-            paper.effects[lease.id] = None
+            paper.effects[lease.id] = []
             paper.say("lease", lease.id, "launch-held", hold)
 
 

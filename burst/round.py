@@ -25,7 +25,7 @@ from burst.actions import (
     Want,
 )
 from burst.leases import Effect, Observation, step
-from burst.model import Budget, Failure, Lease, LeaseState, Machine, Policy, Pool
+from burst.model import Budget, Failure, JobState, Lease, LeaseState, Machine, Policy, Pool
 from burst.observe import World
 
 ACCEPTING = (LeaseState.TUNNELLED, LeaseState.JOINED)
@@ -39,7 +39,7 @@ class Round:
     policy: Policy
     new_id: Callable[[], str]
     leases: dict[str, Lease]  # as they will be
-    effects: dict[str, Effect | None] = field(default_factory=dict)
+    effects: dict[str, list[Effect]] = field(default_factory=dict)
     wants: list[Lease] = field(default_factory=list)
     routes: list[Action] = field(default_factory=list)
     housekeeping: list[Action] = field(default_factory=list)
@@ -79,8 +79,10 @@ class Round:
     def see(self, lease: Lease, seen: Observation, failure: Failure | None = None) -> Lease:
         """One row of the table; a change of state makes earlier effects void."""
         taken = step(lease, seen, self.world.now, failure)
-        if taken.lease.state is not lease.state or taken.effect is not None:
-            self.effects[lease.id] = taken.effect
+        if taken.lease.state is not lease.state:
+            self.effects[lease.id] = []
+        if taken.effect is not None:
+            self.effects.setdefault(lease.id, []).append(taken.effect)
         self.keep(taken.lease)
         return taken.lease
 
@@ -121,7 +123,11 @@ class Round:
         return Decision(tuple(actions), (*self.reasons, *reasons))
 
     def _acts(self, lease: Lease) -> list[Action]:
-        match self.effects.get(lease.id):
+        effects = dict.fromkeys(self.effects.get(lease.id, ()))
+        return [action for effect in effects for action in self._act(lease, effect)]
+
+    def _act(self, lease: Lease, effect: Effect) -> list[Action]:
+        match effect:
             case Effect.LAUNCH:
                 return [Launch(lease.id)]
             case Effect.ADMIT:
@@ -133,7 +139,7 @@ class Round:
                 return [Remove(lease.node)]
             case Effect.TERMINATE:
                 return self._returned(lease)
-            case _:
+            case Effect.SETTLE:
                 return []
 
     def _returned(self, lease: Lease) -> list[Action]:
@@ -141,8 +147,9 @@ class Round:
         names = {machine.id for machine in listed if not over(machine)}
         if lease.machine and not any(machine.id == lease.machine for machine in listed):
             names.add(lease.machine)  # a list may lag; its name is enough
-        if not names or not self.world.answers(lease):
-            return []
+        running = [j for j in self.world.jobs_on.get(lease.node, ()) if j.state is JobState.RUNNING]
+        if not names or running or not self.world.answers(lease):
+            return []  # running: it registered again in the last moment, and was given a job
         return [Terminate(lease.provider, tuple(sorted(names)), lease.id)]
 
 

@@ -473,6 +473,14 @@ def test_the_machine_goes_back_only_after_the_lrms_forgot_the_node() -> None:
     assert [type(action) for action in decision.actions] == [Update, Terminate]
 
 
+def test_a_node_that_came_back_with_a_job_keeps_its_machine_until_it_is_empty() -> None:
+    back = leaving(LeaseState.TERMINATING, node(NodeState.MIXED, 1), on_it())
+    assert only(back, Drain)
+    assert not only(back, Terminate)
+    empty = leaving(LeaseState.TERMINATING, node(NodeState.DRAINED))
+    assert [type(action) for action in empty.actions] == [Terminate, Remove]
+
+
 def test_the_end_settles_the_bill() -> None:
     done = lease(LeaseState.TERMINATING, 60, stop_reason="idle")
     ended = updated(decided(facts(leases=(done,), machines=(machine(MachineState.TERMINATED),))))

@@ -64,9 +64,9 @@ tunnelled   .           .           .           draining+drain .     joined     
 joined      .           .           .           draining+drain .     .          .          .          .          draining+drain
 draining    .           .           .           .           .        .drain     .          leaving+remove leaving+remove .
 leaving     .           .           .           .           .        draining+drain .remove .remove   terminating+terminate .
-terminating .terminate  .terminate  .terminate  gone+settle .        .remove    .remove    .remove    .          .
-gone        .           .terminate  .terminate  .           .        .remove    .remove    .remove    .          .
-failed      .           .terminate  .terminate  .           .        .remove    .remove    .remove    .          .
+terminating .terminate  .terminate  .terminate  gone+settle .        .drain     .remove    .remove    .          .
+gone        .           .terminate  .terminate  .           .        .drain     .remove    .remove    .          .
+failed      .           .terminate  .terminate  .           .        .drain     .remove    .remove    .          .
 """  # noqa: E501
 CELLS = [
     (LeaseState(row.split()[0]), seen, row.split()[1 + column])
