@@ -1,4 +1,4 @@
-"""Which tests run where: `kernel` and `whole` need root on a full kernel, `long` has to be asked for."""
+"""Which tests run where: `kernel`, `whole` need root on a full kernel, `long` must be asked for."""
 
 from __future__ import annotations
 

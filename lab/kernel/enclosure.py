@@ -23,6 +23,7 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x00020000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 PR_SET_PDEATHSIG = 1
+CGROUP_PREFIX = "dvn-lab-"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,10 +54,9 @@ def _furnish() -> None:
         _libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None),
         "mount --make-rprivate /",
     )
-    cgroup_base = _cgroup_mount()
     _mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     _mount("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    if cgroup_base:
+    if "cgroup2" in Path("/proc/filesystems").read_text():
         _mount("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         _delegate(Path("/sys/fs/cgroup"))
     _mount("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755")
@@ -68,17 +68,14 @@ def _furnish() -> None:
         fcntl.ioctl(handle, 0x8914, struct.pack("16sH14x", b"lo", 0x41))
 
 
-def _cgroup_mount() -> bool:
-    return "cgroup2" in Path("/proc/filesystems").read_text()
+def _own_cgroup() -> Path | None:
+    """The cgroup that was made for us (see runner), as the outer process sees it."""
+    path = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2]
+    return Path("/sys/fs/cgroup" + path) if CGROUP_PREFIX in path else None
 
 
 def _delegate(root: Path) -> None:
-    """Moves us into a leaf, so that the controllers can be given on (cgroups(7): no internal
-    processes).
-    """
-    leaf = root / "command"
-    leaf.mkdir(exist_ok=True)
-    (leaf / "cgroup.procs").write_text("0")
+    """Gives the controllers on to the groups the command will make."""
     for name in (root / "cgroup.controllers").read_text().split():
         try:
             (root / "cgroup.subtree_control").write_text(f"+{name}")
@@ -135,6 +132,7 @@ def main() -> int:
         _die_with_parent()
         if os.getppid() != parent:  # it died before the call
             return 125
+        group = _own_cgroup()
         flags = (
             CLONE_NEWNS
             | CLONE_NEWUTS
@@ -144,6 +142,11 @@ def main() -> int:
             | CLONE_NEWCGROUP
         )
         _check(_libc.unshare(flags), "unshare")
+        if group is not None:
+            # Into a leaf, after the namespace has taken the group as its root: a group with
+            # processes of its own cannot give controllers on (cgroups(7), "no internal processes").
+            (group / "command").mkdir()
+            (group / "command/cgroup.procs").write_text("0")
         outer_lives, held = os.pipe()
         child = os.fork()
         if child == 0:

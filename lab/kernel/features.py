@@ -18,10 +18,8 @@ from lab.kernel.image import SYSTEM_PATH
 
 
 def _nft(table: str, chain: str, rule: str) -> str:
-    return (
-        f"nft add table {table} && nft 'add chain {table} c {{ type {chain}; }}'"
-        f" && nft add rule {table} c {rule}"
-    )
+    made = f"add table {table}; add chain {table} c {{ type {chain}; }}"
+    return f"nft '{made}; add rule {table} c {rule}'"
 
 
 # Feature -> shell text that works only where the kernel has it. All run as root in one throw-away

@@ -44,7 +44,12 @@ def test_cpio_is_what_cpio_reads(tmp_path: Path) -> None:
     archive.file("empty", b"")
     data = archive.bytes()
     subprocess.run(
-        ["cpio", "-i", "--quiet"], input=data, cwd=tmp_path, check=True, timeout=20, capture_output=True
+        ["cpio", "-i", "--quiet"],
+        input=data,
+        cwd=tmp_path,
+        check=True,
+        timeout=20,
+        capture_output=True,
     )
     assert (tmp_path / "bin/x").read_bytes() == b"odd length."
     assert (tmp_path / "bin/x").stat().st_mode & 0o777 == 0o755
