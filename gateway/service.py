@@ -63,6 +63,7 @@ class AgentProcess:
     """The network agent as our child. `ended` is called, once, if it ends before we do."""
 
     def __init__(self, socket: str, owner: str | None) -> None:
+        self._stopping = False
         read_end, self._write_end = os.pipe()
         owned = ["--owner", owner] if owner else []
         argv = [sys.executable, "-m", "dvn.agent", "--socket", socket, "--mode", "0600", *owned]
@@ -83,11 +84,13 @@ class AgentProcess:
     def watch(self, ended: Callable[[int], None]) -> None:
         def wait() -> None:
             status = self._process.wait()
-            ended(status)
+            if not self._stopping:
+                ended(status)
 
         threading.Thread(target=wait, name="agent-watch", daemon=True).start()
 
     def stop(self) -> None:
+        self._stopping = True
         os.close(self._write_end)
         try:
             self._process.wait(10)
@@ -200,6 +203,7 @@ def run(
     `parts`: what to put the daemon together from; the site file's own unless given.
     """
     config = file.gateway
+    os.umask(0o077)  # state and secrets; the API's socket gets its own mode
     lock = Lock(config.state_directory / "gateway.lock")
     prepare_directories(file)
     lock.take()

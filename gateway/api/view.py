@@ -194,7 +194,7 @@ class View:
             retry_at=view.retry_at,
         )
         others = self._burst.services if self._burst else ()
-        return (network, *(m.Service(**_fields(status)) for status in others))
+        return (network, *(m.Service(**_known(m.Service, status)) for status in others))
 
     def _enrolment_state(self) -> m.Enrolment | None:
         server = self._enrolment()
@@ -311,6 +311,10 @@ _OF_LEASE = frozenset(StoredLease.__dataclass_fields__) - {"state", "cost", "fai
 def _fields(value: object) -> dict[str, object]:
     names = getattr(type(value), "__dataclass_fields__", {})
     return {name: getattr(value, name) for name in names}
+
+
+def _known(model: type[m.Model], value: object) -> dict[str, object]:
+    return {name: getattr(value, name) for name in model.model_fields}
 
 
 def _why(answer: Answer | None) -> m.Why | None:

@@ -20,7 +20,7 @@ from gateway.loops.books import Books
 from gateway.loops.lending import ProviderReader
 from gateway.loops.network import NetworkView
 from gateway.loops.source import Source, SourceStatus
-from gateway.store import Heard, Store
+from gateway.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,16 @@ class BurstLoop:
         self.facts: Facts | None = None
         self.farm: Farm | None = None  # the last that was seen, for those who ask
         self.failed: dict[str, str] = {}  # the actions of the last round that did not succeed
+        # Shorter ones must not put off every time-out, or with a provider that throttles now and
+        # then none would ever run out.
+        long_outage = min(timedelta(seconds=30), policy.lost_timeout / 4)
         self._farm_source = Source(
             "lrms",
             lrms.snapshot,
             expected=(LrmsError, OSError),
             backoff=_patience(policy),
             clock=clock,
+            long_outage=long_outage,
         )
         self._provider_sources = {
             name: Source(
@@ -75,6 +79,7 @@ class BurstLoop:
                 expected=(ProviderError, OSError),
                 backoff=_patience(policy),
                 clock=clock,
+                long_outage=long_outage,
             )
             for name, provider in providers.items()
         }
@@ -124,17 +129,17 @@ class BurstLoop:
             },
             links=view.links,
             enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
-            join_reports={lease: blame(said) for lease, said in heard.items() if said.failure},
+            join_reports={lease: said.failure for lease, said in heard.items() if said.failure},
             budgets=self.books.budgets(),
             network_error=view.error,
             watching_since=self._watching_since(view),
         )
 
     def _watching_since(self, view: NetworkView) -> datetime:
-        """The end of the last outage of anybody: nobody is late for the time nobody looked."""
-        ends = [status.since for status in self.services if status.ok and status.since]
-        if not view.error and view.since is not None:
-            ends.append(view.since)
+        """The end of the last long outage of anybody: nobody is late for the time nobody looked."""
+        ends = [status.recovered for status in self.services if status.recovered is not None]
+        if view.recovered is not None:
+            ends.append(view.recovered)
         return max([self._started, *ends])
 
     def _decide(self, facts: Facts) -> Decision:
@@ -165,22 +170,6 @@ class BurstLoop:
             elif not isinstance(outcome.action, Update):  # its change of state is logged already
                 log.info("event=%s %s", name, about(outcome.action))
         self.failed = failed
-
-
-_BLAME = {
-    "prerequisites": "bootstrap",
-    "metadata": "bootstrap",
-    "module": "bootstrap",
-    "enrol": "bootstrap",
-    "link": "tunnel",
-    "reach": "tunnel",
-}
-
-
-def blame(said: Heard) -> str:
-    """A machine's report of failure, led by the class of failure its stage belongs to."""
-    stage = said.failure.partition(":")[0]
-    return f"{_BLAME.get(stage, 'join')}: {said.failure}"
 
 
 def _patience(policy: Policy) -> Backoff:

@@ -9,12 +9,11 @@ from datetime import datetime, timedelta
 from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol
 
-from dvn.agent_client import AgentError, AgentUnavailable
-from dvn.status import Applied, Probe, TunnelStatus
-
 from burst.model import Lease, LeaseState, LinkHealth
+from dvn.agent_client import AgentError, AgentUnavailable
 from dvn.located import SpecError
 from dvn.spec import Site, Tunnel
+from dvn.status import Applied, Probe, TunnelStatus
 from gateway.loops.backoff import Backoff
 from gateway.loops.links import Counters, Watch
 
@@ -31,6 +30,7 @@ _TUNNELLED = frozenset(
     }
 )
 PROBE_TIMEOUT_S = 1.0
+LONG_OUTAGE = timedelta(seconds=10)
 _PROBING = timedelta(seconds=6)  # in one round; who was not probed is first in the next
 
 
@@ -54,6 +54,7 @@ class NetworkView:
     applied: datetime | None = None  # the last time the kernel was made as wanted
     failures: int = 0
     retry_at: datetime | None = None
+    recovered: datetime | None = None  # the end of the last long outage
 
 
 def tunnel_name(lease: Lease) -> str:
@@ -201,15 +202,20 @@ class NetworkLoop:
     ) -> None:
         before = self.view
         now = self._clock()
-        links = {lease_id: watch.health for lease_id, watch in self._watches.items()}
+        # While nobody can look, nothing is known: neither up nor down.
+        watches = {} if error else self._watches
+        links = {lease_id: watch.health for lease_id, watch in watches.items()}
         for lease_id, health in links.items():
             old = before.links.get(lease_id)
             if old is None or old.up != health.up:
                 log.info("event=link lease=%s up=%s detail=%r", lease_id, health.up, health.detail)
+        same = before.since is not None and bool(before.error) == bool(error)
+        long = before.since is not None and now - before.since >= LONG_OUTAGE
         self.view = NetworkView(
             links=links,
             error=error,
-            since=before.since if before.since and bool(before.error) == bool(error) else now,
+            since=before.since if same else now,
+            recovered=now if before.error and not error and long else before.recovered,
             applied=applied,
             failures=self._backoff.failures,
             retry_at=retry_at,

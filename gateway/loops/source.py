@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from gateway.loops.backoff import Backoff
@@ -29,6 +29,7 @@ class SourceStatus:
     error: str  # why it does not, or did not the last time
     failures: int  # in a row
     retry_at: datetime | None
+    recovered: datetime | None  # the end of the last long outage
 
 
 class Source(Generic[T]):
@@ -43,6 +44,7 @@ class Source(Generic[T]):
         expected: tuple[type[Exception], ...],
         backoff: Backoff,
         clock: Callable[[], datetime],
+        long_outage: timedelta = timedelta(seconds=30),
     ) -> None:
         self.name = name
         self._question = question
@@ -56,6 +58,8 @@ class Source(Generic[T]):
         self._since: datetime | None = None
         self._error = ""
         self._retry_at: datetime | None = None
+        self._long_outage = long_outage
+        self._recovered: datetime | None = None
 
     def ask(self) -> None:
         with self._changed:
@@ -84,6 +88,7 @@ class Source(Generic[T]):
                 self._error,
                 self._backoff.failures,
                 self._retry_at,
+                self._recovered,
             )
 
     @property
@@ -95,7 +100,7 @@ class Source(Generic[T]):
             answer = self._question()
         except self._expected as error:
             with self._changed:
-                self._finish(str(error) or type(error).__name__)
+                self._finish(" ".join(str(error).split()) or type(error).__name__)
         except Exception as error:
             # A defect of ours, not of the service: with its traceback, and then like silence.
             log.exception("event=bug where=%s", self.name)
@@ -114,7 +119,10 @@ class Source(Generic[T]):
         else:
             if not self._ok:
                 log.info("event=answers service=%s", self.name)
-                self._ok, self._since = True, self._clock()
+                now = self._clock()
+                if self._since is not None and now - self._since >= self._long_outage:
+                    self._recovered = now
+                self._ok, self._since = True, now
             self._backoff.success()
             self._error, self._retry_at = "", None
         self._changed.notify_all()

@@ -17,6 +17,7 @@ from burst.model import LeaseState
 from gateway.enrolment import Refused
 from gateway.store import tables as t
 from gateway.store.engine import reading
+from gateway.store.rows import lease_of
 from gateway.store.timeline import FINAL, add_event
 
 _EARLY = frozenset({LeaseState.WANTED, LeaseState.REQUESTED})
@@ -65,7 +66,7 @@ class Joins:
         """
         with self._engine.begin() as c:
             row = c.execute(
-                select(t.tokens, t.leases.c.state.label("state"))
+                select(t.tokens, t.leases.c.state, t.leases.c.body, t.leases.c.drain_requested)
                 .outerjoin(t.leases, t.leases.c.id == t.tokens.c.lease)
                 .where(t.tokens.c.hash == token_hash)
                 .with_for_update(of=t.tokens)
@@ -136,6 +137,9 @@ def _refusal(row: Any, nonce: str, now: datetime) -> Refused | None:
     if row.state is None:
         return Refused(f"lease {row.lease} is not known")
     state = LeaseState(row.state)
+    lease = lease_of({"body": row.body, "drain_requested": row.drain_requested})
+    if lease.failure or lease.stop_reason or lease.drain_requested:
+        return Refused(f"lease {row.lease} is being ended")
     if state in _EARLY:  # the machine was faster than our loop
         return Refused(f"lease {row.lease} is only {state.value}", retry=True)
     if state in _OPEN or (state is LeaseState.JOINED and row.nonce):

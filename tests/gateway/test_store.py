@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -172,6 +173,23 @@ class TestTokens:
             assert isinstance(answer, Refused)
             assert not answer.retry
 
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            {"failure": Failure(FailureClass.TUNNEL, "no packet")},
+            {"stop_reason": "idle"},
+            {"drain_requested": "maintenance"},
+        ],
+        ids=lambda ending: next(iter(ending)),
+    )
+    def test_a_lease_that_is_being_ended_gets_no_secrets(
+        self, store: Store, joins: Joins, ending: dict[str, Any]
+    ) -> None:
+        store.save(lease(1, state=LeaseState.BOOTING, **ending), T0)
+        answer = joins.redeem("h1", "n1", T0, "p")
+        assert isinstance(answer, Refused)
+        assert not answer.retry
+
     def test_a_joined_machine_may_reboot(self, store: Store, joins: Joins) -> None:
         joins.redeem("h1", "n1", T0, "p")
         store.save(lease(1, state=LeaseState.JOINED), T0)
@@ -204,12 +222,12 @@ class TestTokens:
 def test_the_first_failure_a_machine_reports_stays(store: Store) -> None:
     joins, one = store.joins, lease(1).id
     store.save(lease(1), T0)
-    joins.report(one, "munge", False, "munged did not start", T0)
-    joins.report(one, "slurmd", False, "slurmd did not start", T0)
+    joins.report(one, "join", False, "munge: munged did not start", T0)
+    joins.report(one, "join", False, "slurmd: did not start", T0)
     joins.enrolled(one, T0 + timedelta(seconds=5))
     joins.enrolled(one, T0 + timedelta(seconds=9))
     said = joins.heard()[one]
-    assert (said.failure, said.phase) == ("munge: munged did not start", "slurmd")
+    assert (said.failure, said.phase) == ("join: munge: munged did not start", "join")
     assert said.at == T0 + timedelta(seconds=5)
     assert said.heard == T0 + timedelta(seconds=9)
 
