@@ -204,8 +204,9 @@ def run(
     """
     config = file.gateway
     os.umask(0o077)  # state and secrets; the API's socket gets its own mode
-    lock = Lock(config.state_directory / "gateway.lock")
+    _account(config.user)  # said before anything is made
     prepare_directories(file)
+    lock = Lock(config.state_directory / "gateway.lock")
     lock.take()
     child: AgentProcess | None = None
     if agent and os.geteuid() == 0:

@@ -1,0 +1,197 @@
+"""The start as root and the end: privileges, the agent as a child, directories, refusals."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import service, sitefile
+from gateway.cli.client import ApiFailure, Client
+from tests.gateway.test_daemon import wait_for
+
+ROOT = Path(__file__).parents[2]
+USER = "nobody"
+
+SITE = """\
+site: cnaf
+underlay: {{interface: wan0, address: 198.51.100.1}}
+tenants:
+  cms:
+    networks:
+      farm: {{prefix: 10.9.0.0/24, access: open}}
+gateway:
+  state: sqlite:///{directory}/state/gateway.sqlite
+  socket: {directory}/run/gateway.sock
+  agent_socket: {directory}/run/agent.sock
+  interval: 500ms
+  user: {user}
+"""
+START = """\
+ip link add wan0 type veth peer name wan1
+ip addr add 198.51.100.1/24 dev wan0
+ip link set wan0 up
+ip link set wan1 up
+exec {python} -m gateway gateway run {site}
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that another user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="dvn-") as made:
+        path = Path(made)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+def site(directory: Path) -> Path:
+    return write(directory, USER)
+
+
+def write(directory: Path, user: str) -> Path:
+    path = directory / "site.yaml"
+    path.write_text(SITE.format(directory=directory, user=user))
+    return path
+
+
+class Gateway:
+    """`dvn gateway run` in a network namespace of its own."""
+
+    def __init__(self, site: Path) -> None:
+        self.client = Client(str(site.parent / "run" / "gateway.sock"))
+        self.log = site.parent / "log"
+        script = START.format(python=sys.executable, site=site)
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                ["unshare", "--net", "sh", "-euc", script], stderr=log, cwd=ROOT
+            )
+
+    def status(self) -> Any:
+        try:
+            return self.client.get("status")
+        except ApiFailure:
+            return None
+
+    def network_answers(self) -> bool:
+        status = self.status()
+        return (
+            status is not None
+            and status["pid"] == self.popen.pid
+            and all(found["ok"] for found in status["services"] if found["name"] == "network")
+        )
+
+    def agent(self) -> int | None:
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text()
+        for pid in children.split():
+            if b"dvn.agent" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+        return None
+
+    def end(self) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(60)
+
+
+def fields(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.kernel
+def test_the_daemon_keeps_no_privilege_and_its_agent_does(site: Path) -> None:
+    gateway = Gateway(site)
+    try:
+        wait_for("the network", gateway.network_answers, 90)
+        account = pwd.getpwnam(USER)
+        mine = fields(gateway.popen.pid)
+        assert set(mine["Uid"]) == {str(account.pw_uid)}
+        assert set(mine["Gid"]) == {str(account.pw_gid)}
+        assert "0" not in mine["Groups"]
+        assert {name: mine[name] for name in ("CapPrm", "CapEff")} == {
+            "CapPrm": ["0" * 16],
+            "CapEff": ["0" * 16],
+        }
+        agent = gateway.agent()
+        assert agent is not None
+        assert set(fields(agent)["Uid"]) == {"0"}
+        run, state = site.parent / "run", site.parent / "state"
+        assert (run / "agent.sock").stat().st_mode & 0o777 == 0o600
+        assert (run / "gateway.sock").stat().st_mode & 0o777 == 0o660
+        assert state.stat().st_mode & 0o777 == 0o700
+        assert [path for path in state.iterdir() if path.stat().st_mode & 0o077] == []
+    finally:
+        status = gateway.end()
+    assert status == 0, gateway.log.read_text()
+    wait_for("the agent's end", lambda: not Path(f"/proc/{agent}").exists())
+
+
+@pytest.mark.kernel
+def test_a_killed_daemon_takes_its_agent_along_and_starts_again(site: Path) -> None:
+    gateway = Gateway(site)
+    wait_for("the network", gateway.network_answers, 90)
+    agent = gateway.agent()
+    gateway.popen.kill()
+    gateway.popen.wait(30)
+    wait_for("the agent's end", lambda: not Path(f"/proc/{agent}").exists())
+    again = Gateway(site)
+    try:
+        wait_for("the network", again.network_answers, 90)
+    finally:
+        assert again.end() == 0, again.log.read_text()
+
+
+@pytest.mark.kernel
+def test_without_its_agent_the_daemon_ends_so_that_both_are_restarted(site: Path) -> None:
+    gateway = Gateway(site)
+    wait_for("the network", gateway.network_answers, 90)
+    agent = gateway.agent()
+    assert agent is not None
+    os.kill(agent, signal.SIGKILL)
+    assert gateway.popen.wait(60) == 1
+    assert "event=agent-ended" in gateway.log.read_text()
+
+
+def test_an_unknown_user_is_said_before_anything_is_made(directory: Path) -> None:
+    file = sitefile.load(write(directory, "nosuchuser"))
+    with pytest.raises(service.StartError, match="'nosuchuser' does not exist on this host"):
+        service.run(file)
+    assert not (directory / "state").exists()
+
+
+def test_system_directories_are_not_given_away(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        SITE.format(directory=tmp_path, user=USER).replace(
+            f"{tmp_path}/run/gateway", "/run/gateway"
+        )
+    )
+    before = Path("/run").stat().st_uid
+    if os.geteuid() != 0:
+        pytest.skip("only root could give them away")
+    with pytest.raises(service.StartError, match="/run belongs to the whole system"):
+        service.prepare_directories(sitefile.load(path))
+    assert Path("/run").stat().st_uid == before
+
+
+def test_only_root_becomes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(service.StartError, match="only root may become it"):
+        service.drop_privileges(USER)
+
+
+def test_whose_the_agents_socket_is() -> None:
+    account = pwd.getpwnam(USER)
+    group = grp.getgrgid(account.pw_gid).gr_name
+    assert service.owner_of(USER) == f"{USER}:{group}"
+    assert service.owner_of(None) is None
