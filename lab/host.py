@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lab import linux, rtnl
-from lab.keeper import INIT_LEAF
+from lab.init import INIT_LEAF
 from lab.process import (
     CommandError,
     CommandTimeoutError,
@@ -96,6 +96,9 @@ class Power(Protocol):
     """What a host needs of its lab."""
 
     has_cgroup: bool
+
+    def halt(self, name: str, patience_s: float) -> None:
+        """Kill all but pid 1, let go of what the kernel would hold (lab.halt)."""
 
     def kill(self, name: str) -> None:
         """SIGKILL the host's pid 1."""
@@ -367,6 +370,7 @@ class Host:
                 self.inside(rtnl.delete_links, namespaces=linux.CLONE_NEWNET)
             self._alive = False
             os.close(self._pidfd)
+            self._power.halt(self.name, 0.3)
             self._power.kill(self.name)
             # The kernel holds a pid namespace until our own children in it are reaped.
             for child in self._children:

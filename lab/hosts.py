@@ -120,7 +120,7 @@ class Lab:
 
     def close(self) -> None:
         """Power off and remove every host; wait until it is done. Calling it again does nothing."""
-        for host in tuple(self.hosts.values()):
+        for host in reversed(tuple(self.hosts.values())):
             with suppress(LabError):
                 self.remove(host)
         self._control.close()
@@ -178,10 +178,20 @@ class Lab:
             host.inside(partial(rtnl.set_up, name), namespaces=linux.CLONE_NEWNET)
 
     def remove(self, host: Host) -> None:
-        """Power the host off and forget it; its links, files and control group are gone after."""
+        """Power the host off and forget it; its links, files and control group are gone after.
+
+        While its links are still there it lets go of network file systems; a host that should
+        vanish without a word gets Host.kill() first.
+        """
+        if host.alive:
+            self.halt(host.name, 3.0)
         host.kill()
         self._ask(op="bury", name=host.name)
         self.hosts.pop(host.name, None)
+
+    def halt(self, name: str, patience_s: float) -> None:
+        """Kill a host's processes and unmount its network file systems (lab.halt)."""
+        self._ask(op="halt", name=name, patience_s=patience_s)
 
     def kill(self, name: str) -> None:
         """SIGKILL a host's pid 1; Host.kill() is what callers want."""

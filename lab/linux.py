@@ -26,6 +26,7 @@ MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MNT_FORCE = 0x1
 MNT_DETACH = 0x2
 
 _PR_SET_PDEATHSIG = 1
@@ -63,9 +64,14 @@ def mount(
     _check(result, f"mount {kind or source} on {target}")
 
 
+def umount(target: str | Path, flags: int = 0) -> None:
+    """umount2(2); EBUSY while something uses the file system."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount {target}")
+
+
 def detach(target: str | Path) -> None:
     """umount2(target, MNT_DETACH): out of sight now, freed when unused; EINVAL if no mount."""
-    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), f"umount {target}")
+    umount(target, MNT_DETACH)
 
 
 def die_with_parent(signal_number: int) -> None:
