@@ -25,6 +25,7 @@ from lab.kernel.errors import KernelError
 from lab.kernel.session import Session, window, write_all
 
 MARK = "DVN_LAB_KERNEL"
+SHARE = "security_model=none,readonly=on,multidevs=remap"
 SERIAL_KEPT = 64 * 1024
 
 
@@ -115,36 +116,18 @@ class Vm:
         if kernel.modules.parent != Path("/lib/modules"):
             append += f" dvn.modules={kernel.modules.resolve()}"
         argv = [
-            # The VM may not outlive us, even after kill -9: PR_SET_PDEATHSIG survives the exec.
-            *("setpriv", "--pdeathsig", "KILL", qemu, "-name", "dvn-lab"),
-            *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", str(self._cpus)),
-            *(
-                "-m",
-                f"{self._memory_mb}M",
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-no-reboot",
-            ),
+            # The VM may not outlive us, even after kill -9: PR_SET_PDEATHSIG survives the exec. The
+            # shell looks whether we died before it was set.
+            *("setpriv", "--pdeathsig", "KILL", "sh", "-c", 'test $PPID = "$0" && exec "$@"'),
+            *(str(os.getpid()), qemu, "-name", "dvn-lab"),
+            *"-accel tcg,thread=multi,tb-size=512 -cpu max -nodefaults -no-user-config".split(),
+            *f"-smp {self._cpus} -m {self._memory_mb}M -display none -no-reboot".split(),
             *("-kernel", str(kernel.image), "-initrd", str(ramdisk), "-append", append),
-            *(
-                "-chardev",
-                f"socket,id=serial,fd={serial_child.fileno()}",
-                "-serial",
-                "chardev:serial",
-            ),
-            *(
-                "-device",
-                "virtio-serial-pci",
-                "-chardev",
-                f"socket,id=control,fd={control_child.fileno()}",
-            ),
+            *f"-chardev socket,id=serial,fd={serial_child.fileno()} -serial chardev:serial".split(),
+            *("-device", "virtio-serial-pci"),
+            *("-chardev", f"socket,id=control,fd={control_child.fileno()}"),
             *("-device", f"virtserialport,chardev=control,name={guest.PORT_NAME}"),
-            *(
-                "-virtfs",
-                "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",
-            ),
+            *("-virtfs", f"local,path=/,mount_tag=root,{SHARE}"),
         ]
         with control_child, serial_child:
             self._process = subprocess.Popen(
