@@ -63,7 +63,7 @@ class Story:
         self._stack = ExitStack()
         self._daemon: subprocess.Popen[bytes] | None = None
         self.tasks: dict[str, work.Task] = {}  # by job id
-        self._directories = 0
+        self.directories = 0
 
     # The stage
 
@@ -163,7 +163,7 @@ class Story:
         return json.loads(self.dvn(*arguments, "-o", "json").stdout)
 
     def _environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1", "TZ": "UTC"}
+        return {"PYTHONPATH": str(CHECKOUT), "TZ": "UTC"}
 
     def start_daemon(self, *, wait: bool = True) -> None:
         """`dvn gateway run`; with wait, until its API answers."""
@@ -220,8 +220,8 @@ class Story:
     def submit(self, tasks: Sequence[work.Task], user: str = "alice") -> list[str]:
         """Submit one batch job for each task as an ordinary user; the ids sbatch printed."""
         ids = []
-        self._directories += 1
-        directory = f"{work.RESULTS}-{self._directories}"
+        self.directories += 1
+        directory = f"{work.RESULTS}-{self.directories}"
         self.head.script(f"mkdir -p /home/{user}/{directory}", user=user)
         for task in tasks:
             job = self.farm.sbatch(user, work.script(task, directory=directory))
@@ -232,7 +232,7 @@ class Story:
     def result(self, job: str, directory: int | None = None, user: str = "alice") -> str | None:
         """The text of a job's result file as the head sees it, or None."""
         task = self.tasks[job]
-        number = directory or self._directories
+        number = directory or self.directories
         try:
             return self.head.read(
                 f"/home/{user}/{work.RESULTS}-{number}/count-{task.index:03d}.txt"
@@ -243,7 +243,7 @@ class Story:
     def runs(self, job: str, directory: int | None = None, user: str = "alice") -> int:
         """How often the job's program ran to its end."""
         task = self.tasks[job]
-        number = directory or self._directories
+        number = directory or self.directories
         try:
             log = self.head.read(f"/home/{user}/{work.RESULTS}-{number}/runs-{task.index:03d}.log")
         except LabError:
@@ -287,6 +287,11 @@ class Story:
             nft_tables=sum("table" in entry for entry in tables),
             leases=len(living),
         )
+
+    def tunnel_links(self) -> list[str]:
+        """The GRE devices on gw1 that carry our stamp."""
+        links = json.loads(self.gw1.run("ip", "-j", "link", "show", "type", "gretap").stdout)
+        return [link["ifname"] for link in links if str(link.get("ifalias", "")).startswith("dvn:")]
 
     def traffic(self) -> dict[str, Traffic]:
         """What the internet router has forwarded so far, by protocol."""

@@ -1,0 +1,72 @@
+"""SIGKILL at twenty seeded moments across bursts: no job lost or run twice, nothing left.
+
+The moments are seeded, in time since the daemon's process began: some fall into its start, some
+into the launch, the join, the run and the return of machines. Whenever the flash of the moment has
+ended and its machines are back, the next one is submitted, so that every kill finds work going on.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+
+import pytest
+
+from lab.scenarios import work
+from lab.scenarios.story import Story
+
+pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("whole"), pytest.mark.timeout(900)]
+
+KILLS = 20
+SEED = 2012
+FLASH = 6
+
+
+def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story: Story) -> None:
+    moments = random.Random(SEED)
+    flashes: list[tuple[int, list[str]]] = []
+    tasks = work.flash(FLASH, size=30_000)
+    right = work.expected(tasks)
+    seen_states: set[str] = set()
+
+    def submit() -> None:
+        ids = story.submit(tasks)
+        flashes.append((len(flashes), ids))
+
+    first_directory = story.directories
+    submit()
+    for kill in range(KILLS):
+        story.start_daemon(wait=False)
+        # Half of the kills come while the daemon starts and looks round for the first time.
+        limit = moments.uniform(0.5, 12) if kill % 2 else moments.uniform(8, 30)
+        with pytest.raises(subprocess.TimeoutExpired):  # else it ended by itself: a defect
+            story.daemon.wait(limit)
+        seen_states |= {lease["state"] for lease in story.leases()}
+        story.kill_daemon()
+        ended = story.finished()
+        if all(job in ended for job in flashes[-1][1]):
+            submit()
+    story.start_daemon()
+    everything = [job for _, ids in flashes for job in ids]
+    finished = story.farm.wait_finished(everything, 300)
+    story.wait_returned(240)
+
+    assert [job.id for job in finished] == everything
+    assert {job.state for job in finished} == {"COMPLETED"}
+    for number, ids in flashes:
+        directory = first_directory + number + 1
+        for job in ids:
+            task = story.tasks[job]
+            good, problem = work.judge(task, story.result(job, directory), right[task.index])
+            assert good, problem
+            assert story.runs(job, directory) == 1, (
+                f"job {job} ran {story.runs(job, directory)} times"
+            )
+    left = story.leftovers()
+    assert (left.instances, left.nodes, left.leases) == (0, 0, 0)
+    tunnels = [name for name in story.tunnel_links() if name]
+    assert tunnels == []
+    # Positive control: the kills fell into bursts, not into idleness.
+    launched = [lease for lease in story.leases() if lease["machine"]]
+    assert launched, "no machine was ever rented: the kills met nothing"
+    assert seen_states & {"requested", "booting", "tunnelled", "joined", "draining"}, seen_states
