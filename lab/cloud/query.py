@@ -59,22 +59,47 @@ def counts(params: Mapping[str, str]) -> tuple[int, int]:
 
 
 def with_ports(params: Mapping[str, str]) -> dict[str, str]:
-    """AWS takes rules of protocol 47, ICMP and the like without ports; moto insists on some."""
+    """Check the rules in a security group request. Raises `ApiError`.
+
+    AWS takes rules of protocol 47, ICMP and the like without ports; moto insists on some. What EC2
+    would refuse and moto would not is refused here, before it gets to the packet filter.
+    """
     changed = dict(params)
     if not params.get("Action", "").endswith(("SecurityGroupIngress", "SecurityGroupEgress")):
         return changed
-    for key, protocol in params.items():
+    for key, value in params.items():
         if not key.endswith("IpProtocol"):
             continue
         prefix = key.removesuffix("IpProtocol")
-        ports = (f"{prefix}FromPort", f"{prefix}ToPort")
-        if protocol.lower() in ("tcp", "udp", "6", "17"):
-            if not all(params.get(port) for port in ports):
-                raise errors.invalid(
-                    "Invalid value 'Must specify both from and to ports with TCP/UDP.' "
-                    "for portRange."
-                )
-        elif protocol != "-1":
-            for port in ports:
-                changed.setdefault(port, "-1")
+        protocol = _PROTOCOLS.get(value.lower(), value)
+        if protocol != "-1":
+            low, high = _ports(protocol, params, prefix)
+            changed |= {f"{prefix}FromPort": str(low), f"{prefix}ToPort": str(high)}
     return changed
+
+
+_PROTOCOLS = {"6": "tcp", "17": "udp", "1": "icmp", "all": "-1"}
+
+
+def _ports(protocol: str, params: Mapping[str, str], prefix: str) -> tuple[int, int]:
+    texts = (params.get(f"{prefix}FromPort", ""), params.get(f"{prefix}ToPort", ""))
+    try:
+        low, high = (int(text or "-1") for text in texts)
+    except ValueError as error:
+        raise errors.invalid(f"Invalid value '{texts}' for portRange.") from error
+    if protocol in ("tcp", "udp"):
+        if not all(texts):
+            raise errors.invalid(
+                "Invalid value 'Must specify both from and to ports with TCP/UDP.' for portRange."
+            )
+        if (low, high) != (-1, -1) and not 0 <= low <= high <= 65535:
+            raise errors.invalid(f"TCP/UDP port range {low}-{high} is not within 0-65535")
+    elif protocol == "icmp":
+        if not (-1 <= low <= 255 and -1 <= high <= 255):
+            raise errors.invalid(f"ICMP type {low} or code {high} is out of range")
+    elif not (protocol.isdigit() and int(protocol) <= 255):
+        raise errors.invalid(
+            f"Invalid value '{protocol}' for IP protocol. Unknown protocol. "
+            "Use tcp, udp, icmp, a number from 0 to 255, or -1 for all."
+        )
+    return low, high

@@ -684,14 +684,28 @@ def test_protocol_47_with_and_without_ports(cloud: Cloud) -> None:
     assert [(p.protocol, p.cidr) for p in group.egress] == [("-1", "0.0.0.0/0")]
 
 
-def test_tcp_without_ports_is_refused(cloud: Cloud) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "ports"),
+    [
+        ("tcp", {}),
+        ("udp", {"FromPort": 1}),
+        ("tcp", {"FromPort": 9, "ToPort": 1}),
+        ("tcp", {"FromPort": 1, "ToPort": 65536}),
+        ("icmp", {"FromPort": 3, "ToPort": 4000}),
+        ("256", {}),
+        ("gre", {}),
+    ],
+)
+def test_wrong_rules_are_refused(cloud: Cloud, protocol: str, ports: dict[str, int]) -> None:
+    rule = {"IpProtocol": protocol, **ports, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
     refused(
         lambda: cloud.ec2.authorize_security_group_ingress(
-            GroupId=cloud.group,
-            IpPermissions=[{"IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}],
+            GroupId=cloud.group, IpPermissions=[rule]
         ),
         "InvalidParameterValue",
     )
+    (group,) = [g for g in cloud.network.vpc(cloud.vpc).groups if g.id == cloud.group]
+    assert group.ingress == ()
 
 
 def test_revoke_reaches_the_packets(cloud: Cloud) -> None:
