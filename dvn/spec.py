@@ -53,34 +53,45 @@ NotYet = Any
 
 
 class Underlay(Model):
-    """Where tunnels leave this host. `mtu`: bytes an IP packet may have on the whole path;
-    the interface's own MTU, at most 1500, unless given (the internet's paths carry 1500)."""
+    """Where tunnels leave this host. The MTU is at most 1500 unless given: more does not get
+    through the internet."""
 
     interface: Interface = Field(examples=["eth0"])
+    """Through which tunnels leave this host."""
     address: Ipv4Field = Field(examples=["198.51.100.1"])
+    """This host's address on that interface: the outer source of its tunnels."""
     public: Ipv4Field | None = None
+    """What others must write to reach `address`, where a 1:1 NAT stands before this host."""
     mtu: Annotated[int, AfterValidator(in_range("underlay MTU", 1280, 65535))] | None = None
+    """Bytes an IP packet may have on the whole path; the interface's own MTU, at most 1500, unless
+    given."""
 
 
 class Vlan(Model):
     """802.1Q toward the site's switches."""
 
     id: Annotated[int, AfterValidator(in_range("VLAN id", 1, 4094))]
+    """The tag of this network's frames on the uplink."""
     uplink: Interface = Field(examples=["eth1"])
+    """The interface toward the switches (the trunk)."""
 
 
 class Nat(Model):
     """Addresses the network's machines have outside; one for each family at most."""
 
     snat: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)]
+    """The outer source address of the network's packets to the internet."""
 
 
 class Port(Model):
     """An interface of this host that belongs to the network, such as a VM's tap."""
 
     interface: Interface
+    """Its name, as `ip link` shows it."""
     mac: Mac | None = None
+    """The only source MAC address let through here; any unless given."""
     address: AddressField | None = None
+    """The only source address of its family let through here; any of the prefix unless given."""
 
 
 class Network(Model):
@@ -91,12 +102,20 @@ class Network(Model):
         BeforeValidator(one_or_more),
         Field(min_length=1, examples=["10.9.0.0/24"]),
     ]
+    """The network's addresses, IPv4 or IPv6 or both. No two networks may overlap."""
     gateway: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
+    """This host's address in each prefix; its first address unless given."""
     vlan: Vlan | None = None
+    """How the network is reached through the site's switches; leave out if it is not."""
     access: Literal["open", "closed"] = "closed"
+    """`open`: the network may reach the site and the internet, and the site may reach it; `closed`:
+    the internet only, and only with `nat`."""
     nat: Nat | None = None
+    """The address its machines have outside; without it packets leave untranslated."""
     ports: tuple[Port, ...] = ()
+    """Interfaces of this host that belong to the network."""
     services: tuple[Service, ...] = ()
+    """Services of this host that the network may use, such as `udp/53`; none unless given."""
     rate: Annotated[NotYet, not_yet("a rate limit")] = None
     dhcp: Annotated[NotYet, not_yet("DHCP")] = None
 
@@ -109,11 +128,16 @@ class TunnelSpec(Model):
     """A tunnel in the file: where it ends, and which key tells it from others (RFC 2890)."""
 
     network: Name = Field(examples=["farm"])
+    """The tenant's network that the tunnel extends."""
     remote: Ipv4Field = Field(examples=["203.0.113.7"])
+    """The other end's address, as it is seen from here."""
     key: TunnelKey = Field(examples=[4711])
+    """Both ends' GRE key. It tells tunnels apart; it is no secret."""
     local: Ipv4Field | None = None
+    """This end's address; the underlay's unless given."""
     # Without a default: what crosses the internet unencrypted does so because somebody wrote it.
     transport: Transport = Field(examples=["plain"])
+    """`plain`: not encrypted. To be written out, so that nobody gets it by accident."""
     peer_key: Annotated[NotYet, not_yet("an encrypted transport (peer_key)")] = None
 
 
@@ -139,18 +163,27 @@ class Tunnel(Model):
 
 
 class Tenant(Model):
+    """An owner of networks, and of the jobs whose machines join them."""
+
     networks: dict[Name, Network] = Field(default_factory=dict)
+    """Its networks, by name."""
     tunnels: dict[Name, TunnelSpec] = Field(default_factory=dict)
+    """Its fixed tunnels, by name. Those of borrowed machines come and go by themselves."""
 
 
 class Site(Model):
     """The whole file of one site, for one host."""
 
     site: Name = Field(examples=["mysite"])
+    """The site's name: it marks everything that is ours in the kernel and in the cloud."""
     host: Name | None = None
+    """The name of this host; only for people."""
     underlay: Underlay | None = None
+    """Where tunnels leave this host. Needed as soon as there are tunnels or pools."""
     site_prefixes: Annotated[tuple[PrefixField, ...], BeforeValidator(one_or_more)] = ()
+    """The site's public prefixes: closed networks do not reach them. Private ones always count."""
     tenants: dict[Name, Tenant] = Field(default_factory=dict)
+    """Who owns networks, by name."""
 
     def tunnels(self) -> tuple[Tunnel, ...]:
         return tuple(
