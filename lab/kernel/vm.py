@@ -58,7 +58,7 @@ class Vm:
     ends, so start it from a thread that stays.
     """
 
-    def __init__(self, *, cpus: int = 4, memory_mb: int = 6144, boot_timeout: float = 120) -> None:
+    def __init__(self, *, cpus: int = 4, memory_mb: int = 6144, boot_timeout: float = 300) -> None:
         self._cpus = max(1, min(cpus, len(os.sched_getaffinity(0))))
         self._memory_mb = memory_mb
         self._boot_timeout = boot_timeout
@@ -120,7 +120,8 @@ class Vm:
             # shell looks whether we died before it was set.
             *("setpriv", "--pdeathsig", "KILL", "sh", "-c", 'test $PPID = "$0" && exec "$@"'),
             *(str(os.getpid()), qemu, "-name", "dvn-lab"),
-            *"-accel tcg,thread=multi,tb-size=512 -cpu max -nodefaults -no-user-config".split(),
+            *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
+            *("-nodefaults", "-no-user-config"),
             *f"-smp {self._cpus} -m {self._memory_mb}M -display none -no-reboot".split(),
             *("-kernel", str(kernel.image), "-initrd", str(ramdisk), "-append", append),
             *f"-chardev socket,id=serial,fd={serial_child.fileno()} -serial chardev:serial".split(),

@@ -1,0 +1,164 @@
+"""The entry script: its words, its exit statuses, and the parts of it that touch the system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+RUN = CHECKOUT / "run"
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([RUN, *argv], capture_output=True, text=True, timeout=60, check=False)
+
+
+def _with_functions(text: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs shell text that has the script's functions."""
+    return subprocess.run(
+        ["bash", "-c", f'source "{RUN}"; {text}'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=dict(os.environ) | env,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_help_names_every_command() -> None:
+    for argv in (["--help"], ["-h"], []):
+        done = _run(*argv)
+        assert done.returncode == 0
+        for command in ("demo", "test", "bench", "docs", "lab", "dvn", "install"):
+            assert f"\n  {command} " in done.stdout
+        assert all(len(line) <= 120 for line in done.stdout.splitlines())
+
+
+def test_an_unknown_command_is_refused() -> None:
+    done = _run("tset")
+    assert done.returncode == 2
+    assert "run: no such command: tset" in done.stderr
+
+
+def test_no_index_or_mirror_is_named() -> None:
+    """Whence packages come is the machine's business: apt's sources, pip's configuration."""
+    words = RUN.read_text() + (CHECKOUT / "constraints.txt").read_text()
+    assert "://" not in words
+    assert "--index-url" not in words
+
+
+def test_every_constraint_is_one_version() -> None:
+    for line in (CHECKOUT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or line.count("==") == 1, line
+
+
+def test_missing_packages_are_found() -> None:
+    done = _with_functions(
+        "wanted() { printf '%s\\n' dpkg no-such-package-here bash; }; missing_packages x"
+    )
+    assert done.stdout.split() == ["no-such-package-here"]
+
+
+def test_lists_have_no_comments_left() -> None:
+    done = _with_functions("wanted apt.txt; wanted apt-vm.txt")
+    assert "slurmd" in done.stdout.split()
+    assert "qemu-system-x86" in done.stdout.split()
+    assert "#" not in done.stdout
+    assert all(len(line.split()) == 1 for line in done.stdout.splitlines())
+
+
+def test_an_ordinary_user_is_told_what_is_missing() -> None:
+    done = _with_functions("id() { echo 1000; }; apt_install tini munge")
+    assert done.returncode == 2
+    assert "these packages are missing: tini munge" in done.stderr
+    assert "sudo ./run" in done.stderr
+
+
+def test_daemons_are_forbidden_only_while_it_runs(tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    text = 'forbid_daemons; "$policy" || echo "$?"; allow_daemons'
+    done = _with_functions(f"policy={policy}; {text}")
+    assert done.stdout == "101\n"
+    assert not policy.exists()
+
+
+def test_a_forgotten_policy_undoes_itself(tmp_path: Path) -> None:
+    """As after kill -9: the process it names is gone."""
+    policy = tmp_path / "policy-rc.d"
+    _with_functions(f"policy={policy}; forbid_daemons")
+    assert policy.exists()
+    assert subprocess.run([policy], check=False, timeout=10).returncode == 0
+    assert not policy.exists()
+
+
+def test_the_administrators_policy_is_left_alone(tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 104\n")
+    _with_functions(f"policy={policy}; forbid_daemons; allow_daemons")
+    assert policy.read_text() == "#!/bin/sh\nexit 104\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["--report", "r.json", "--plots=p"], ["--report=r.json", "--plots", "p"]]
+)
+def test_the_demos_files_are_absolute_and_come_back(tmp_path: Path, words: list[str]) -> None:
+    shim = tmp_path / "python"
+    shim.write_text('#!/bin/sh\necho "$@"\n')
+    shim.chmod(0o755)
+    done = _with_functions(f"python={shim}; cd {tmp_path}; demo {' '.join(words)} --jobs 30")
+    report, plots = tmp_path / "r.json", tmp_path / "p"
+    assert done.stdout.split() == [
+        *("-m", "lab.kernel", "--output", str(report), "--output", str(plots), "--", str(shim)),
+        *("-m", "lab.scenarios.demo", "--report", str(report), "--plots", str(plots)),
+        *("--jobs", "30"),
+    ]
+
+
+def _shim(tmp_path: Path, fails: str) -> Path:
+    """A python that logs its arguments and fails where `fails` is one of them."""
+    shim = tmp_path / "python"
+    shim.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ncase "$*" in {fails}) exit 1;; esac\nexit 0\n'
+    )
+    shim.chmod(0o755)
+    return shim
+
+
+@pytest.mark.parametrize(
+    ("fails", "status"),
+    [
+        ("nothing", 0),
+        ("*'-m ruff'*", 1),
+        ("*'-m mypy'*", 1),
+        ("*'not kernel and not whole'*", 1),
+        ("*lab.kernel*", 1),
+    ],
+)
+def test_any_failing_part_fails_the_test_run(tmp_path: Path, fails: str, status: int) -> None:
+    done = _with_functions(f"python={_shim(tmp_path, fails)}; test_all")
+    assert done.returncode == status, done.stderr
+    log = (tmp_path / "log").read_text()
+    assert "-m pytest -n auto" in log
+    assert "lab.kernel -- " in log  # the later part runs also when the earlier failed
+    assert "--collect-only" not in log
+
+
+def test_long_and_marks_reach_both_parts(tmp_path: Path) -> None:
+    _with_functions(f"python={_shim(tmp_path, 'nothing')}; test_all --long -m 'whole or x' -k some")
+    log = (tmp_path / "log").read_text().splitlines()
+    assert "-m not kernel and not whole  and (whole or x) --long -k some" in log[0]
+    assert any("lab.kernel" in line and line.endswith("--long -k some") for line in log)
+    assert not any("not long" in line or "ruff" in line for line in log)
+
+
+def test_a_choice_of_nothing_fails(tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text("#!/bin/sh\nexit 5\n")  # pytest's status when nothing was collected
+    shim.chmod(0o755)
+    done = _with_functions(f"python={shim}; test_all -k misspelt")
+    assert done.returncode == 1
+    assert "no test was chosen" in done.stderr
