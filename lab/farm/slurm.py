@@ -7,42 +7,19 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from burst.lrms.slurm import Result, Slurm
-from lab.farm import config, jobcomp, nfs
+from lab.farm import config, jobcomp, machine, nfs
 from lab.farm.config import Timing, User, Worker
 from lab.host import Host, LabError
 
 FIRST_UID = 2001  # of the lab's users
 
-# What every host of the cluster has; the order matters (munged insists on its owners). $1: "-" or
-# the user that also gets a readable copy of the munge key.
-_PREPARE = r"""
-mkdir -p /etc/munge /var/lib/munge /var/log/munge /run/munge /etc/slurm /var/log/slurm \
-    /var/spool/slurmctld /var/spool/slurmd
-chown munge:munge /etc/munge /etc/munge/munge.key /var/lib/munge /var/log/munge /run/munge
-chown slurm:slurm /var/log/slurm /var/spool/slurmctld
-chmod 0700 /etc/munge /var/lib/munge /var/log/munge
-chmod 0400 /etc/munge/munge.key
-while IFS= read -r line; do
-    case $line in
-    passwd\ *) echo "${line#passwd }" >> /etc/passwd ;;
-    group\ *) echo "${line#group }" >> /etc/group ;;
-    esac
-done
-setpriv --reuid=munge --regid=munge --clear-groups munged
-"""
-# Slurm 22.05 wants the slice (lab.farm.config.CGROUP_CONF).
-_SLURMD = r"""
-mkdir -p /sys/fs/cgroup/system.slice 2>/dev/null || true
-modprobe -a nfs nfsv4 2>/dev/null || true
-mkdir -p /home
-"$@"
-"""
 _SUBMITTED = re.compile(r"Submitted batch job (\d+)")
 
 
@@ -107,16 +84,20 @@ class SlurmFarm:
             burst_partitions=self._partitions,
             timing=self._timing,
         )
-        nfs.serve(self.head, network=self.network, users=self.users)
-        self._prepare(self.head)
-        self.head.run("slurmctld", env={"TZ": "UTC"})
-        self._wait_listening(self.head, config.SLURMCTLD_PORT)
-        for host in self.workers:
-            self._prepare(host)
-            mount = nfs.mount_command(head_address, self._addresses[host.name])
-            host.script(_SLURMD + 'exec slurmd -N "$(hostname)"\n', *mount)
-        for host in self.submit_hosts:
-            self._prepare(host)
+        with ThreadPoolExecutor(max_workers=4) as side:  # they wait for programs most of the time
+            home = side.submit(nfs.serve, self.head, network=self.network, users=self.users)
+            control = side.submit(self._start_head)
+            others = [
+                side.submit(self._start_munged, host)
+                for host in (*self.workers, *self.submit_hosts)
+            ]
+            for started in (home, control, *others):
+                started.result()
+            nodes = [
+                side.submit(self._start_slurmd, host, f"-N {host.name}") for host in self.workers
+            ]
+            for started in nodes:
+                started.result()
         names = {host.name for host in self.workers}
         self.wait_nodes(lambda up: names <= up, what="the workers in sinfo")
 
@@ -187,13 +168,12 @@ class SlurmFarm:
         """Do on a host what a borrowed machine's join bundle does, and wait for the node."""
         address = self._addresses.setdefault(host.name, _address_of(host))
         host.run("hostname", name)
-        self._prepare(host)
+        self._start_munged(host)
         self._joined.append(host)
-        mount = nfs.mount_command(self._addresses[self.head.name], address)
         conf = (
             f"NodeAddr={address} CPUs={cores} RealMemory={memory_mb} Feature={','.join(features)}"
         )
-        host.script(_SLURMD + f"exec slurmd -Z -N {_quoted(name)} --conf {_quoted(conf)}\n", *mount)
+        self._start_slurmd(host, f"-Z -N {_quoted(name)} --conf {_quoted(conf)}")
         self.wait_nodes(lambda up: name in up, what=f"node {name} in sinfo")
 
     def wait_nodes(
@@ -247,12 +227,23 @@ class SlurmFarm:
     # Details
 
     def _prepare(self, host: Host) -> None:
-        host.write("/etc/munge/munge.key", self.munge_key, mode=0o400, owner="munge:munge")
-        host.write("/etc/slurm/slurm.conf", self.slurm_conf)
-        host.write("/etc/slurm/cgroup.conf", config.CGROUP_CONF)
-        host.write("/etc/hosts", config.hosts_file(self._addresses))
-        users = [f"passwd {u.passwd}\ngroup {u.group}\n" for u in self.users]
-        host.script(_PREPARE, input="".join(users))
+        hosts = config.hosts_file(self._addresses)
+        machine.prepare(host, machine.Files(self.munge_key, self.slurm_conf, hosts, self.users))
+
+    def _start_head(self) -> None:
+        self._prepare(self.head)
+        # The completion log has times without a zone: UTC, as lab.farm.jobcomp reads them.
+        self.head.script(machine.MUNGED + "TZ=UTC exec slurmctld")
+        self._wait_listening(self.head, config.SLURMCTLD_PORT)
+
+    def _start_munged(self, host: Host) -> None:
+        self._prepare(host)
+        host.script(machine.MUNGED)
+
+    def _start_slurmd(self, host: Host, arguments: str) -> None:
+        own = self._addresses[host.name]
+        mount = nfs.mount_command(self._addresses[self.head.name], own)
+        host.script(f'"$@"\nexec slurmd {arguments}', *mount)
 
     def _wait_listening(self, host: Host, port: int) -> None:
         address = self._addresses[host.name]
