@@ -66,7 +66,8 @@ def _let_go(pid: int, host: int, targets: list[tuple[str, str]], patience_s: flo
         linux.setns(host, linux.CLONE_NEWNS | linux.CLONE_NEWNET)
         # The check: a mistake here would kill the machine's processes.
         if Path("/proc/self/ns/pid").stat().st_ino == expected and os.getpid() > 1:
-            os.kill(-1, signal.SIGKILL)  # all that we see but pid 1 and us
+            with suppress(ProcessLookupError):  # there is none
+                os.kill(-1, signal.SIGKILL)  # all that we see but pid 1 and us
         for kind, target in targets:
             if kind == _SERVER:
                 with suppress(OSError):
