@@ -256,23 +256,42 @@ class Policy:
     """The numbers a decision uses; the defaults are for real clouds, the lab shortens them."""
 
     min_job_age: timedelta = timedelta(seconds=60)
-    expected_start_cost: timedelta = timedelta(minutes=4)  # boot + tunnel + join
+    """Jobs that wait for less are left alone."""
+    expected_start_cost: timedelta = timedelta(minutes=4)
+    """From asking for a machine to its first job: boot, tunnel and join."""
     margin: timedelta = timedelta(minutes=1)
-    default_job_time: timedelta = timedelta(hours=1)  # for a job without a time limit
+    """How much longer than that a job must be expected to wait before a machine is rented."""
+    default_job_time: timedelta = timedelta(hours=1)
+    """Taken for a job that has no time limit."""
     idle_release: timedelta = timedelta(minutes=5)
+    """A machine idle for so long is returned; three times as long while routed jobs wait."""
     request_timeout: timedelta = timedelta(minutes=5)
+    """A machine just asked for may be missing from the provider's list for so long."""
     boot_timeout: timedelta = timedelta(minutes=10)
+    """From the accepted launch to running, and from running to the first word of the machine."""
     tunnel_timeout: timedelta = timedelta(minutes=5)
+    """From enrolment to the first packet through the tunnel."""
     join_timeout: timedelta = timedelta(minutes=5)
+    """From tunnel and enrolment to a usable node in the batch system."""
     lost_timeout: timedelta = timedelta(minutes=3)
+    """A joined machine whose node, machine or tunnel is gone for so long is given up."""
     drain_timeout: timedelta = timedelta(hours=24)
+    """A drain that lasts longer is called late in `dvn burst explain`; jobs are never killed."""
     backoff_first: timedelta = timedelta(seconds=10)
+    """The first pause after a launch that did not succeed; it doubles each time."""
     backoff_limit: timedelta = timedelta(minutes=10)
+    """The longest of these pauses."""
     failures_to_pause: int = 3
+    """Machines in a row that did not become nodes, after which a pool pauses; also how many are
+    tried at once until the first has joined."""
     pause: timedelta = timedelta(minutes=30)
-    reserve_hours: Decimal = Decimal(1)  # how much is reserved for one launch
-    orphan_age: timedelta = timedelta(minutes=5)  # an unknown tagged machine older than this goes
-    return_time: timedelta = timedelta(minutes=3)  # from a last job's end to the machine's; money
+    """How long such a pool rents nothing."""
+    reserve_hours: Decimal = Decimal(1)
+    """Hours of a machine's price that are reserved at a time, at least."""
+    orphan_age: timedelta = timedelta(minutes=5)
+    """A machine with our tag that no lease knows is returned when it is older."""
+    return_time: timedelta = timedelta(minutes=3)
+    """From a last job's end to the machine's, for the reservation of money."""
 
 
 @dataclass(frozen=True, slots=True)

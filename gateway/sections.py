@@ -74,25 +74,45 @@ class Enrol(Model):
     given; behind NAT, machines are told the underlay's public one."""
 
     address: AddressField | None = None
+    """On which to listen; the underlay's unless given."""
     port: Port = 8443
+    """TCP port."""
     token_lifetime: Duration = timedelta(minutes=30)
+    """How long a new machine's token is good for."""
     heartbeat: Duration = timedelta(seconds=30)
+    """How often a machine asks whether it is still wanted."""
     watchdog: Duration = timedelta(minutes=15)
+    """A machine that hears nothing for so long powers itself off, its jobs with it."""
 
 
 class GatewayConfig(Model):
+    """The daemon. The whole section may be left out."""
+
     state: Annotated[str, BeforeValidator(_state)] = "sqlite:////var/lib/dvn/gateway.sqlite"
-    directory: AbsolutePath | None = None  # of secrets; beside an SQLite file unless given
+    """The database, as a URL: leases, money, reasons, history."""
+    directory: AbsolutePath | None = None
+    """Of keys and secrets; beside an SQLite database unless given, else /var/lib/dvn."""
     socket: SocketPath = DEFAULT_SOCKET
+    """Where `dvn burst` and `dvn gateway status` ask."""
     socket_mode: Annotated[int, BeforeValidator(_mode)] = 0o660
+    """Who may ask, as a file mode."""
     socket_group: str | None = None
+    """The group of the socket; that of `user` unless given."""
     agent_socket: SocketPath = "/run/dvn/agent.sock"
+    """Between the daemon and its network agent."""
     user: str | None = None
+    """Whom the daemon becomes once the agent runs; for Slurm its `SlurmUser`. Stays what it is
+    unless given."""
     interval: Duration = timedelta(seconds=5)
-    reconcile: Duration = timedelta(seconds=60)  # how often an unchanged network is looked over
-    answer_timeout: Duration = timedelta(seconds=20)  # of LRMS and providers, in one round
-    keep: Duration = timedelta(days=90)  # the history of ended leases
+    """Between two looks at queue, machines and leases."""
+    reconcile: Duration = timedelta(seconds=60)
+    """How often an unchanged network is looked over for drift."""
+    answer_timeout: Duration = timedelta(seconds=20)
+    """How long a round waits for the batch system and the providers."""
+    keep: Duration = timedelta(days=90)
+    """The history of ended leases."""
     enrol: Enrol = Enrol()
+    """Where and how borrowed machines come for what they need."""
 
     @property
     def state_directory(self) -> Path:
@@ -104,44 +124,80 @@ class GatewayConfig(Model):
 
 
 class SlurmConfig(Model):
+    """Slurm, and what a borrowed machine needs to be a node of it."""
+
     type: Literal["slurm"]
+    """Which batch system."""
     munge_key: AbsolutePath
+    """The site's munge key, or a copy that `gateway.user` may read."""
     slurm_conf: AbsolutePath
+    """The site's slurm.conf; cgroup.conf and the like beside it are sent along."""
     job_users: Names = ()
+    """Accounts that machines get, with the numbers they have on this host."""
     mounts: Annotated[Names, AfterValidator(_mounts)] = ()
+    """What machines mount, each as a line of fstab(5): `SERVER:/path /path nfs4 [OPTIONS]`."""
     hosts: dict[str, str] = Field(default_factory=dict)
+    """More names for the machines' /etc/hosts, each with its address."""
     install: str = ""
+    """A shell line that machines run when slurmd or munged is not in the image."""
 
 
 class Ec2(Model):
+    """Amazon EC2, or what speaks its API."""
+
     type: Literal["ec2"]
+    """Which kind of provider."""
     region: str
+    """AWS region, such as `eu-south-1`."""
     endpoint: str | None = None
+    """URL of another service that speaks EC2's API; AWS unless given."""
     image: str
+    """The machine image (AMI) of borrowed machines."""
     subnet: str
+    """The subnet they are started in."""
     security_groups: SomeNames
-    credentials: AbsolutePath | None = None  # None: boto3's own ways (instance profile, ...)
+    """Their security groups."""
+    credentials: AbsolutePath | None = None
+    """An AWS credentials file; unless given, boto3 looks in its usual places."""
     profile: str = "default"
-    prices: dict[str, Money] = Field(default_factory=dict)  # an hour; else AWS's price list
+    """The section of the credentials file."""
+    prices: dict[str, Money] = Field(default_factory=dict)
+    """For an hour of each type; those not given are asked of AWS's price list."""
     public_address: bool = True
+    """Whether EC2 gives each machine a public address."""
     key_name: str = ""
+    """An EC2 key pair for logging in by ssh; none unless given."""
 
 
 class PoolConfig(Model):
+    """One tenant's way to one provider: which jobs, which machines, how many."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
 
     tenant: Name
+    """Whose jobs, and whose money."""
     network: Name
+    """The tenant's network that machines join."""
     provider: Name
+    """Where machines come from: a name under `providers`."""
     partition: str
+    """The batch system's partition of borrowed machines; each tenant needs its own."""
     from_partitions: Annotated[SomeNames, Field(alias="from")]
+    """The partitions whose waiting jobs may be moved."""
     users: Names = ()
+    """Whose jobs; everybody's if `users` and `accounts` are both left out."""
     accounts: Names = ()
+    """Jobs of which accounts, besides those of `users`."""
     types: SomeNames
+    """The machine types allowed; the cheapest that fits is taken."""
     max_machines: Count = 10
+    """How many may be borrowed at once."""
     addresses: Addresses
+    """Addresses of the network that machines may take."""
     features: Names = ()
+    """Features a job may ask of a node and find on these machines."""
     transport: Literal["plain"] = "plain"
+    """How tunnel packets travel: `plain` is not encrypted."""
 
     def pool(self, name: str) -> Pool:
         return Pool(
@@ -158,7 +214,9 @@ class BudgetConfig(Model):
     """A tenant's money, in the site's currency, for each period (UTC)."""
 
     limit: Money
+    """The most that may be spent and reserved in one period."""
     period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
 
     def since(self, now: datetime) -> datetime:
         """The start of the period that `now` is in."""
@@ -193,11 +251,18 @@ PolicyConfig: type[Model] = create_model("PolicyConfig", __base__=Model, **_POLI
 
 
 class BurstConfig(Model):
+    """Borrowed machines. Leave the whole section out on a site that only has networks."""
+
     lrms: SlurmConfig
+    """The batch system."""
     providers: Annotated[dict[Name, Ec2], AfterValidator(_some)]
+    """Where machines come from, by name."""
     pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
+    """Which jobs may go to which machines, by name."""
     budgets: dict[Name, BudgetConfig] = Field(default_factory=dict)
+    """Money by tenant. A tenant without a budget borrows nothing that costs."""
     policy: PolicyConfig = PolicyConfig()
+    """The numbers of a decision."""
 
 
 def policy_of(config: BurstConfig) -> Policy:
