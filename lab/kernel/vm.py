@@ -123,7 +123,7 @@ class Vm:
             *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
             *("-nodefaults", "-no-user-config"),
             *f"-smp {self._cpus} -m {self._memory_mb}M -display none -no-reboot".split(),
-            *("-kernel", str(kernel.image), "-initrd", str(ramdisk), "-append", append),
+            *("-kernel", str(image.boot_image(kernel)), "-initrd", str(ramdisk), "-append", append),
             *f"-chardev socket,id=serial,fd={serial_child.fileno()} -serial chardev:serial".split(),
             *("-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=control,fd={control_child.fileno()}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,32 @@ def test_the_initramfs_is_made_once(tmp_path: Path) -> None:
     assert content.startswith(b"070701")
     assert b"TRAILER!!!" in content
     assert sorted(path.name for path in first.parent.iterdir()) == [first.name]
+
+
+def test_a_kernel_that_can_be_entered_uncompressed_is_unpacked_once(tmp_path: Path) -> None:
+    kernel = find_kernel((_tree(tmp_path, "6.1.0-9-amd64"),))
+    plain = b"\x7fELF" + bytes(100) + image.PVH_NOTES[1] + bytes(100)
+    kernel.image.write_bytes(b"setup code" + lzma.compress(plain) + b"trailer")
+    path = image.boot_image(kernel, tmp_path / "cache")
+    assert path.read_bytes() == plain
+    stamp = path.stat().st_mtime_ns
+    assert image.boot_image(kernel, tmp_path / "cache") == path
+    assert path.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no compression known",
+        b"x" + image.XZ_MAGIC + b"broken",
+        b"x" + lzma.compress(b"\x7fELF without the note"),
+    ],
+)
+def test_another_kernel_is_booted_as_it_is(tmp_path: Path, content: bytes) -> None:
+    kernel = find_kernel((_tree(tmp_path, "6.1.0-9-amd64"),))
+    kernel.image.write_bytes(content)
+    assert image.boot_image(kernel, tmp_path / "cache") == kernel.image
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
