@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,15 @@ import typer
 from gateway.cli.client import ApiFailure, Client
 from gateway.cli.output import Format, Output, Socket, ago, as_json, clock, fail, line, table
 
-app = typer.Typer(no_args_is_help=True, help="Borrowed machines: see, explain and return them.")
+app = typer.Typer(no_args_is_help=True, help="See, explain and return borrowed machines.")
+
+
+class Subject(StrEnum):
+    """What can be explained."""
+
+    JOB = "job"
+    LEASE = "lease"
+    POOL = "pool"
 
 
 def ask(client: Client, method: str, *path: str, **query: object) -> Any:
@@ -51,7 +60,7 @@ def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
 
 @app.command()
 def leases(
-    ended: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    ended: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended, too.")] = False,
     output: Output = Format.TEXT,
     socket: Socket = None,
 ) -> None:
@@ -82,11 +91,11 @@ def leases(
 
 @app.command()
 def jobs(
-    every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False,
+    every: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended, too.")] = False,
     output: Output = Format.TEXT,
     socket: Socket = None,
 ) -> None:
-    """List the batch system's jobs: where they run, or why they wait."""
+    """List jobs: where they run, why they wait."""
     value = ask(Client(socket), "GET", "jobs")
     if not every:
         value = [job for job in value if job["state"] not in ("done", "failed")]
@@ -114,14 +123,23 @@ def jobs(
 
 @app.command()
 def explain(
-    subject: Annotated[str, typer.Argument(metavar="JOB|LEASE|POOL", help="What to explain.")],
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOB|LEASE|POOL",
+            help="A job's id; a lease's id, node or machine; a pool's name.",
+        ),
+    ],
     kind: Annotated[
-        str | None, typer.Option("--kind", help="job, lease or pool; found out unless given.")
+        Subject | None, typer.Option("--kind", help="What it is; found out unless given.")
     ] = None,
     output: Output = Format.TEXT,
     socket: Socket = None,
 ) -> None:
-    """Say why a job is not moved, a machine not rented, a lease failed."""
+    """Say why a job, machine or pool is as it is.
+
+    Why a job is not moved, why nothing is rented, why a lease failed.
+    """
     client = Client(socket)
     value = _explanation(client, subject, kind)
     if output is Format.JSON:
@@ -143,18 +161,22 @@ def explain(
 @app.command()
 def drain(
     lease: Annotated[
-        str | None, typer.Argument(metavar="LEASE", help="Id, its beginning, node or machine.")
+        str | None,
+        typer.Argument(metavar="LEASE", help="Its id (or the beginning), node or machine."),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Every lease, and rent nothing new until `resume`.")
+        bool, typer.Option("--all", help="Every machine, and rent none until `resume`.")
     ] = False,
-    reason: Annotated[str, typer.Option("--reason", help="Kept with the lease.")] = (
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the lease.")] = (
         "an operator asked"
     ),
     output: Output = Format.TEXT,
     socket: Socket = None,
 ) -> None:
-    """Return machines: no new jobs there, and back to the provider when the last one ended."""
+    """Return machines when their jobs have ended.
+
+    From now on they take no new job. Running jobs are not touched.
+    """
     if (lease is None) != every:
         raise fail("name one LEASE, or give --all", 2)
     client = Client(socket)
@@ -183,7 +205,7 @@ def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
 
 @app.command()
 def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
-    """Show what the burst engine would do now, without doing it."""
+    """Show what the next round would do."""
     value = ask(Client(socket), "GET", "plan")
     if output is Format.JSON:
         as_json(value)
@@ -196,7 +218,7 @@ def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
             line(f"{step['action']:<10} {step['about']}")
 
 
-def _explanation(client: Client, subject: str, kind: str | None) -> Any:
+def _explanation(client: Client, subject: str, kind: Subject | None) -> Any:
     if kind is not None:
         return ask(client, "GET", "explain", kind, subject)
     # Job ids are numbers nearly everywhere, so a job is looked for first.

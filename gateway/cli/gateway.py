@@ -12,7 +12,7 @@ from gateway.cli.burst import ask
 from gateway.cli.client import Client
 from gateway.cli.output import Format, Output, Socket, ago, as_json, fail, line, table
 
-app = typer.Typer(no_args_is_help=True, help="The daemon that joins networks and bursting.")
+app = typer.Typer(no_args_is_help=True, help="The daemon: run it, and see how it fares.")
 
 
 @app.command()
@@ -22,21 +22,24 @@ def run(
         bool,
         typer.Option(
             "--drain-on-exit",
-            help="When told to stop, return every machine first; else a restart goes on with them.",
+            help="When told to stop, return every machine first.",
         ),
     ] = False,
     no_agent: Annotated[
         bool,
-        typer.Option("--no-agent", help="Use a network agent that the system started."),
+        typer.Option(
+            "--no-agent", help="Start no network agent: another one serves `gateway.agent_socket`."
+        ),
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log more than changes and troubles.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details, too.")] = False,
 ) -> None:
-    """Run the daemon in the foreground, until SIGTERM or Ctrl-C. Logs go to stderr.
+    """Run the daemon, in the foreground.
 
-    Started as root it starts the network agent, which needs CAP_NET_ADMIN, and then becomes
-    `gateway.user` of the site file.
+    SIGTERM or Ctrl-C ends it; its log goes to stderr.
+    Machines stay, and the next start goes on with them.
+
+    Started as root it starts the network agent, which needs
+    CAP_NET_ADMIN, and then becomes `gateway.user` of the site file.
     """
     from dvn.located import SpecError
     from gateway import service, sitefile
@@ -58,7 +61,7 @@ def run(
 
 @app.command()
 def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
-    """Show whether the daemon and everything it depends on is well."""
+    """Show whether all the daemon needs is well."""
     value = ask(Client(socket), "GET", "status")
     if output is Format.JSON:
         as_json(value)

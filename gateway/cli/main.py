@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Dynamic Virtual Networks, and machines borrowed through them.",
+    epilog="Write a site file; then: dvn validate FILE, dvn plan FILE, dvn gateway run FILE.",
 )
 
 
@@ -34,12 +34,13 @@ def options(
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Dynamic Virtual Networks, and machines borrowed through them."""
+    """Dynamic Virtual Networks, and machines that a batch farm borrows through them."""
 
 
+_DAEMON = "The daemon, and what it borrows"
 app.add_typer(network.app)
-app.add_typer(gateway.app, name="gateway")
-app.add_typer(burst.app, name="burst")
+app.add_typer(gateway.app, name="gateway", rich_help_panel=_DAEMON)
+app.add_typer(burst.app, name="burst", rich_help_panel=_DAEMON)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The site file.", sho
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also every nft rule.")]
 
 RUNTIME_FAILURE, WRONG_INPUT = 1, 2
+_PANEL = "Networks, from a site file"
 _COLOURS = {"+": typer.colors.GREEN, "-": typer.colors.RED, "~": typer.colors.YELLOW}
 
 
@@ -48,9 +49,12 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
         help="Networks, tunnels and NAT from one file.",
     )
 
-    @app.command()
+    @app.command(rich_help_panel=_PANEL)
     def validate(file: File, output: Output = Format.TEXT) -> None:
-        """Check FILE; every problem with its line and how to mend it."""
+        """Check FILE; name every problem and its fix.
+
+        Each problem is one line: file, line, what is wrong, how to mend it.
+        """
         with _session(output):
             site, _doc = loader(file)
             networks, tunnels = len(list(site.networks())), len(site.tunnels())
@@ -59,9 +63,9 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
             else:
                 line(f"{file}: site {site.site}, {networks} networks, {tunnels} tunnels; valid")
 
-    @app.command()
+    @app.command(rich_help_panel=_PANEL)
     def plan(file: File, output: Output = Format.TEXT, verbose: Verbose = False) -> None:
-        """Show what apply would change in the kernel; changes nothing."""
+        """Show what `apply` would change now."""
         from dvn.present import plan_lines
 
         with _session(output) as placed:
@@ -79,9 +83,13 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
                 else "nothing to do: the kernel is as the file says"
             )
 
-    @app.command()
+    @app.command(rich_help_panel=_PANEL)
     def apply(file: File, output: Output = Format.TEXT, verbose: Verbose = False) -> None:
-        """Make the kernel as FILE says, check that it is, undo everything if it is not."""
+        """Make the kernel as FILE says.
+
+        The result is checked; if the check fails, all of it is undone.
+        What is right already is not written again.
+        """
         from dvn.present import plan_lines
 
         with _session(output) as placed:
@@ -93,16 +101,19 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
                     _coloured(text)
             _report(engine.apply(site), output, "the kernel is as the file says")
 
-    @app.command()
+    @app.command(rich_help_panel=_PANEL)
     def show(file: File, output: Output = Format.TEXT) -> None:
-        """Show what is in the kernel of the site in FILE."""
+        """Show what the kernel has of FILE's site."""
         with _session(output):
             site, _doc = loader(file)
             _show(_engine(), site.site, output)
 
-    @app.command()
+    @app.command(rich_help_panel=_PANEL)
     def destroy(file: File, output: Output = Format.TEXT) -> None:
-        """Remove all that is stamped with the name of the site in FILE, and nothing else."""
+        """Remove FILE's site from the kernel.
+
+        What goes is what carries the site's name. Nothing else is touched.
+        """
         with _session(output):
             site, _doc = loader(file)
             applied = _engine().destroy(site.site)

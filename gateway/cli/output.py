@@ -17,12 +17,15 @@ class Format(StrEnum):
     JSON = "json"
 
 
-Output = Annotated[
-    Format, typer.Option("--output", "-o", help="text for people, json for programs.")
-]
+Output = Annotated[Format, typer.Option("--output", "-o", help="For people, or for programs.")]
 Socket = Annotated[
     str | None,
-    typer.Option("--socket", metavar="PATH", help="The daemon's socket.", envvar="DVN_SOCKET"),
+    typer.Option(
+        "--socket",
+        metavar="PATH",
+        help="The daemon's socket; /run/dvn/gateway.sock unless given.",
+        envvar="DVN_SOCKET",
+    ),
 ]
 
 
