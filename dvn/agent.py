@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import grp
 import json
 import os
@@ -20,9 +21,10 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dvn.engine import ApplyError, Engine
 from dvn.kernel.driver import KernelError
@@ -35,6 +37,8 @@ from dvn.values import site_name
 Answer = dict[str, Any]
 
 _MAX_PROBES, _MAX_TIMEOUT_S = 100, 60.0
+_FINISH_S = 30.0
+_TAKEOVER_POLL_S = 0.05
 
 
 class RequestError(ValueError):
@@ -56,6 +60,10 @@ class Agent:
             "tunnels": self._tunnels,
             "probe": self._probe,
         }
+
+    def finish(self) -> None:
+        """Wait until no change is under way, and begin none any more."""
+        self._lock.acquire(timeout=_FINISH_S)
 
     def answer(self, line: bytes) -> Answer:
         """The answer to one line; never raises for what a client can send."""
@@ -129,25 +137,50 @@ def serve(
     `owner` is (uid, gid) of the socket. Raises OSError if the socket cannot be made.
     """
     agent = Agent(engine)
-    with _listen(path, mode, owner) as listener, selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ, "client")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with selectors.DefaultSelector() as selector, _lock_file(path).open("a") as lock:
         if parent_fd is not None:
             selector.register(parent_fd, selectors.EVENT_READ, "parent")
         if stop is not None:
             selector.register(stop, selectors.EVENT_READ, "stop")
-        try:
-            while True:
-                for key, _events in selector.select():
-                    if key.data == "client":
+
+        def ended(events: list[tuple[selectors.SelectorKey, int]]) -> bool:
+            names = {key.data for key, _mask in events}
+            return "stop" in names or ("parent" in names and not _alive(parent_fd))
+
+        # An agent whose parent died may still finish a change: the path is its own till then.
+        while not _locked(lock):
+            if ended(selector.select(_TAKEOVER_POLL_S)):
+                return
+        with _listen(path, mode, owner) as listener:
+            selector.register(listener, selectors.EVENT_READ, "client")
+            clients: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+            try:
+                while not ended(events := selector.select()):
+                    if any(key.data == "client" for key, _mask in events):
                         client, _address = listener.accept()
-                        threading.Thread(
-                            target=_converse, args=(agent, client), daemon=True
-                        ).start()
-                    elif key.data == "stop" or not _alive(parent_fd):
-                        return
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+                        clients.add(client)
+                        talk = threading.Thread(target=_converse, args=(agent, client), daemon=True)
+                        talk.start()
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                agent.finish()
+                for client in tuple(clients):
+                    with contextlib.suppress(OSError):
+                        client.shutdown(socket.SHUT_RDWR)
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _alive(parent_fd: int | None) -> bool:
@@ -158,7 +191,6 @@ def _alive(parent_fd: int | None) -> bool:
 
 
 def _listen(path: Path, mode: int, owner: tuple[int, int] | None) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()  # left by one that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

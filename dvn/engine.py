@@ -56,19 +56,21 @@ class Engine:
         Raises SpecError if this host cannot hold it (nothing was changed), ApplyError if the
         kernel refused a step (what was done is undone), KernelError if it could not be read.
         """
-        look = self._look(site)
-        plan = look.plan()
-        writes, before = self._execute(site.site, plan, look)
-        if plan:
-            self._verify(site, look, before)
+        with self._kernel.exclusive():
+            look = self._look(site)
+            plan = look.plan()
+            writes, before = self._execute(site.site, plan, look)
+            if plan:
+                self._verify(site, look, before)
         return _applied(plan, writes, look.notes)
 
     def destroy(self, site_name: str) -> Applied:
         """Remove everything that is stamped with the site's name. Raises as apply does."""
-        look = _Look(self._kernel.look(site_name).state, KernelState())
-        plan = look.plan()
-        writes, _before = self._execute(site_name, plan, look)
-        left = diff(self._kernel.look(site_name).state, KernelState())
+        with self._kernel.exclusive():
+            look = _Look(self._kernel.look(site_name).state, KernelState())
+            plan = look.plan()
+            writes, _before = self._execute(site_name, plan, look)
+            left = diff(self._kernel.look(site_name).state, KernelState())
         if left:
             raise ApplyError(f"still there after destroy: {left.lines()[0]}", undone=False)
         return _applied(plan, writes, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +32,10 @@ class LinkCounters:
 
 
 class Kernel(Protocol):
+    def exclusive(self) -> AbstractContextManager[None]:
+        """While it is held nobody else who asks for it changes this kernel. Raises KernelError if
+        another holds it for too long."""
+
     def look(self, site: str) -> View:
         """The host, and what is there of `site` (sysctls apart). Raises KernelError."""
 

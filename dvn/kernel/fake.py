@@ -7,6 +7,7 @@ an uplink that is down, a set still missing), so that a plan in the wrong order 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from dvn.kernel.driver import KernelError, LinkCounters
@@ -66,6 +67,9 @@ class FakeKernel:
     tables: dict[TableId, NftTable] = field(default_factory=dict)
     fail: Callable[[Step], bool] | None = None
     done: list[Step] = field(default_factory=list)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def look(self, site: str) -> View:
         own = {n: link for n, link in self.links.items() if _site(link) == site}

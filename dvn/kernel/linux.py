@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
 from dvn.kernel.driver import KernelError, LinkCounters
 from dvn.kernel.nft import Nft
+from dvn.kernel.nftcommands import AddTable, DelTable, FlushChain, LoadTable
 from dvn.kernel.rtnl import RawAddress, RawLink
 from dvn.kernel.state import (
     ADDRESS_PROTOCOL,
@@ -44,6 +48,8 @@ from dvn.kernel.steps import (
 )
 
 _PROC_SYS = Path("/proc/sys")
+_LOCK = Path("/run/dvn/kernel.lock")
+_LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _GONE = frozenset({errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
@@ -72,6 +78,26 @@ class LinuxKernel:
         if self._open_nft:
             self._open_nft.close()
         self._open_socket = self._open_nft = None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """A lock between processes, such as the command line and the daemon's agent; the kernel
+        lets it go with the process that holds it."""
+        _LOCK.parent.mkdir(parents=True, exist_ok=True)
+        with _LOCK.open("a") as file:
+            end = time.monotonic() + _LOCK_WAIT_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise KernelError(
+                            f"another process has held {_LOCK} for {_LOCK_WAIT_S:.0f} s; "
+                            "is a dvn command or agent stuck?"
+                        ) from None
+                    time.sleep(_LOCK_POLL_S)
+            yield
 
     # -- reading
 
@@ -143,7 +169,7 @@ class LinuxKernel:
         found = []
         for link in links:
             params = rtnl.params_of(link, str)
-            if not link.alias.startswith(ALIAS_PREFIX) or not isinstance(params, Gretap):
+            if link.alias.count(":") < 3 or not _site_of(link) or not isinstance(params, Gretap):
                 continue
             rx_packets, tx_packets, rx_bytes, tx_bytes = link.stats or (0, 0, 0, 0)
             found.append(
@@ -191,6 +217,7 @@ class LinuxKernel:
         match step:
             case NftChange():
                 self._nft.run(step.text())
+                self._forget(step)
                 return Writes(nft=len(step.commands))
             case SetSysctl(key, value):
                 (_PROC_SYS / key).write_text(value)
@@ -201,6 +228,17 @@ class LinuxKernel:
                 requests = self._requests(step)
                 self._socket.send(requests)
                 return Writes(netlink=len(requests))
+
+    def _forget(self, step: NftChange) -> None:
+        """What was just written is the truth: compare later looks with the next one."""
+        for command in step.commands:
+            match command:
+                case FlushChain(table, chain, _why):
+                    self._nft.forget(*table, chain)
+                case DelTable(table) | AddTable(table):
+                    self._nft.forget(*table)
+                case LoadTable(listed):
+                    self._nft.forget(listed.family, listed.name)
 
     def _requests(self, step: Step) -> list[nl.Request]:
         match step:

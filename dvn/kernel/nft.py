@@ -68,6 +68,11 @@ class Nft:
         """One transaction: all of it or nothing."""
         self._writer.run(text)
 
+    def forget(self, family: str, table: str, chain: str | None = None) -> None:
+        """The rules of a table, or of one chain of it, have just been written anew."""
+        gone = (family, table) if chain is None else (family, table, chain)
+        self._seen = {key: s for key, s in self._seen.items() if key[: len(gone)] != gone}
+
     def table_names(self) -> list[tuple[str, str]]:
         return [
             (item["table"]["family"], item["table"]["name"])

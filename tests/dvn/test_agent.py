@@ -174,6 +174,22 @@ def test_it_dies_with_its_parent(path: Path) -> None:
         wait_for(lambda: not path.exists())
 
 
+def test_the_next_agent_waits_for_the_one_before(path: Path) -> None:
+    """It neither loses its socket to the old one's farewell, nor works beside it."""
+    first = Serving(path, a_kernel())
+    client = AgentClient(path)
+    wait_for(lambda: answers(client))
+    second = Serving(path, a_kernel())
+    assert client.apply(full_site()).steps
+    assert AgentClient(path).apply(full_site()).steps == ()  # the first answers still
+    first.end()
+    client.close()
+    wait_for(lambda: answers(client))
+    assert client.apply(full_site()).steps  # the second has a kernel of its own here
+    second.end()
+    client.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_on_a_signal(path: Path, number: signal.Signals) -> None:
     with start(path, "--mode", "0600", "--owner", str(os.getuid())) as process:

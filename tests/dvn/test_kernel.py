@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dvn.engine import ApplyError
+from dvn.engine import ApplyError, Engine
 from dvn.spec import Tunnel, site_from_json
 from lab.hosts import Lab
 from tests.dvn.place import OUTSIDE, Place
@@ -121,6 +121,22 @@ def test_a_rule_rewritten_under_its_comment_is_drift(applied: Place) -> None:
     assert any("leaving" in line for line in applied.plan())
     applied.apply()
     assert not applied.pings("head", "10.8.0.10")
+
+
+def test_a_new_process_knows_its_own(applied: Place) -> None:
+    assert applied["gw"].inside(lambda: Engine().plan(applied.site)).steps == ()
+
+
+def test_with_br_netfilter_as_without(applied: Place) -> None:
+    """Bridged frames then pass the inet tables too; nothing may change."""
+    applied.gw("modprobe br_netfilter; echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
+    try:
+        assert applied.pings("head", "10.9.0.101")
+        assert applied.transfers("head", "cloud", "10.9.0.101", 1 << 20)
+        assert applied.connects("head", "internet", OUTSIDE) == "198.51.100.10"
+        assert not applied.pings("head", "10.8.0.10")
+    finally:
+        applied.gw("echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
 def test_a_link_made_and_not_yet_stamped_is_ours(applied: Place) -> None:
