@@ -39,9 +39,11 @@ class Daemon:
         self._clock = parts.clock
         self._stopping = threading.Event()
         self._drain = False
+        self._returned = False
         self._enrol_error: str | None = ""  # None: it listens
         self._store = Store.open(file.gateway.state)
         self._joining: Joining | None = None
+        self._forget_draining()  # it may have been killed while it returned everything
         self.network = NetworkLoop(
             site=file.site,
             agent=parts.agent(file),
@@ -150,24 +152,31 @@ class Daemon:
 
     def _return_everything(self) -> None:
         self._store.note(HOLD, DRAINING)
-        now = self._clock()
-        for lease in self._store.leases():
-            self._store.request_drain(lease.id, DRAINING, now)
         while self._drain:
-            living = [lease for lease in self._store.leases() if lease.living]
-            if not living:
+            living = self._store.leases()
+            self._returned = not living
+            if self._returned:
                 break
+            for lease in living:  # each time: a round under way may have wanted one more
+                if not lease.drain_requested:
+                    self._store.request_drain(lease.id, DRAINING, self._clock())
             waiting = sum(lease.state is not LeaseState.TERMINATING for lease in living)
             log.info("event=draining leases=%d jobs-or-nodes-left=%d", len(living), waiting)
             self._burst_loop.wake()
             self._network_loop.wake()
             threading.Event().wait(self._file.gateway.interval.total_seconds())
-        self._store.note(HOLD, "")
+
+    def _forget_draining(self) -> None:
+        if self._store.notes().get(HOLD) == DRAINING:
+            self._store.note(HOLD, "")
 
     def _close(self) -> None:
         for loop in (self._burst_loop, self._network_loop):
             if not loop.stop(_STOP_S):
                 log.warning("event=slow-stop loop=%s waited_s=%d", loop.name, _STOP_S)
+        self._forget_draining()  # not before: a last round would rent for the queue that is left
+        if self._returned:
+            self.network.round()  # the last lease ended after the loop's last look, perhaps
         if self._joining is not None and self._joining.server is not None:
             self._joining.server.stop()
         self.api.stop()

@@ -129,7 +129,7 @@ class NetworkLoop:
         self._show("", applied=self._due and self._due - self._reconcile)
 
     def _apply(self, tunnels: tuple[Tunnel, ...], now: datetime) -> None:
-        applied = self._agent.apply(self._with(tunnels))
+        applied = self._agent.apply(self.with_tunnels(tunnels))
         if applied.steps:
             log.info(
                 "event=applied tunnels=%d steps=%d verified=%s",
@@ -139,7 +139,7 @@ class NetworkLoop:
             )
         self._applied, self._due = tunnels, now + self._reconcile
 
-    def _with(self, tunnels: tuple[Tunnel, ...]) -> Site:
+    def with_tunnels(self, tunnels: tuple[Tunnel, ...]) -> Site:
         """The site with the leases' tunnels; one that cannot be does not keep out the others."""
         try:
             return self._site.with_tunnels(tunnels)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from burst.model import LeaseState
+from gateway import sitefile
 from gateway.cli.client import ApiFailure, Client
 from gateway.daemon import Daemon
 from gateway.sitefile import SiteFile
@@ -206,6 +207,65 @@ def test_a_stopped_daemon_leaves_machines_and_the_next_goes_on(
         wait_for("the end", lambda: finished(site, world))
         wait_for("the last tunnel to go", lambda: not daemon.network.view.links)
     assert_nothing_left(world)
+
+
+def test_drain_on_exit_returns_everything_first(site: SiteFile, world: World) -> None:
+    daemon = Daemon(site, fake_parts(world))
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    wait_for("a joined machine", lambda: daemon.view.status().leases.get("joined"))
+    daemon.stop(drain=True)
+    thread.join(30)
+    assert not thread.is_alive()
+    with world.state() as s:
+        assert s["lost_jobs"] == []
+        left = {n: m for n, m in s["machines"].items() if m["state"] != "terminated"}
+        assert left == {}
+        assert sorted(s["nodes"]) == ["wn1", "wn2"]
+        assert s["tunnels"] == []
+
+
+def test_a_second_signal_does_not_wait_for_jobs(site: SiteFile, world: World) -> None:
+    world.begin(local_nodes=1, jobs=9, seconds=3600)
+    daemon = Daemon(site, fake_parts(world))
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    wait_for("a joined machine", lambda: daemon.view.status().leases.get("joined"))
+    daemon.stop(drain=True)
+    wait_for("the draining", lambda: daemon.view.status().hold)
+    daemon.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+    with running(site, world) as again:
+        assert again.view.status().hold == "", "the next start rents again"
+        assert again.view.leases(), "and has the machines still"
+
+
+@pytest.mark.parametrize("section", ["pools", "providers"])
+def test_what_vanished_from_the_site_file_breaks_nothing(
+    site: SiteFile, world: World, section: str
+) -> None:
+    """A pool renamed while it has machines: they are returned. A provider renamed: nobody can,
+    which is said; the rest goes on."""
+    with running(site, world) as daemon:
+        wait_for("a joined machine", lambda: daemon.view.status().leases.get("joined"))
+    text = site.path.read_text()
+    if section == "pools":
+        text = text.replace("    cms-aws:\n", "    cms-new:\n")
+    else:
+        text = text.replace("    aws:\n", "    aws2:\n").replace("provider: aws", "provider: aws2")
+    site.path.write_text(text)
+    changed = sitefile.load(site.path)
+    with running(changed, world) as daemon:
+        wait_for("the jobs' end", lambda: all_done(world))
+        old = {lease.id for lease in daemon.view.leases() if lease.pool == "cms-aws"}
+        if section == "pools":
+            wait_for("the end", lambda: finished(changed, world))
+            wait_for("the tunnels to go", lambda: _no_tunnels(world))
+        assert [loop.last_bug for loop in daemon.view.status().loops] == ["", ""]
+        assert old or section == "pools"
+    if section == "pools":
+        assert_nothing_left(world)
 
 
 class Process:
