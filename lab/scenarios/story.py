@@ -174,7 +174,9 @@ class Story:
             env=self._environment(), log=self._log_file(),
         )  # fmt: skip
         if wait:
-            self.gw1.wait_for(lambda: self.status() is not None, 120, what="the daemon's API")
+            self.gw1.wait_for(
+                lambda: self.status() is not None, 120, what="the daemon's API", interval=0.5
+            )
 
     def _log_file(self) -> Path:
         return Path(f"/proc/{self.gw1.pid}/root{DAEMON_LOG}")
@@ -219,14 +221,23 @@ class Story:
 
     def submit(self, tasks: Sequence[work.Task], user: str = "alice") -> list[str]:
         """Submit one batch job for each task as an ordinary user; the ids sbatch printed."""
-        ids = []
         self.directories += 1
-        directory = f"{work.RESULTS}-{self.directories}"
-        self.head.script(f"mkdir -p /home/{user}/{directory}", user=user)
+        home, directory = f"/home/{user}", f"{work.RESULTS}-{self.directories}"
+        self.head.script('mkdir -p "$1"', f"{home}/{directory}", user=user)
         for task in tasks:
-            job = self.farm.sbatch(user, work.script(task, directory=directory))
-            self.tasks[job] = task
-            ids.append(job)
+            text = work.script(task, directory=directory)
+            self.head.write(f"{home}/{directory}/{task.index:03d}.sh", text, owner=user)
+        said = self.head.script(
+            'cd "$1"; for job in *.sh; do sbatch --parsable --chdir="$2" "$job"; done',
+            f"{home}/{directory}",
+            home,
+            user=user,
+            timeout=60 + 5 * len(tasks),
+        ).stdout
+        ids = said.split()
+        if len(ids) != len(tasks):
+            raise LabError(f"sbatch: {len(tasks)} jobs submitted, it printed {said!r}")
+        self.tasks.update(zip(ids, sorted(tasks, key=lambda task: task.index), strict=True))
         return ids
 
     def result(self, job: str, directory: int | None = None, user: str = "alice") -> str | None:
@@ -268,7 +279,9 @@ class Story:
                 and not self.cloud.leftovers()
             )
 
-        self.gw1.wait_for(empty, timeout, what="every machine returned and every lease ended")
+        self.gw1.wait_for(
+            empty, timeout, what="every machine returned and every lease ended", interval=1.0
+        )
 
     def leftovers(self, leases: Sequence[Mapping[str, Any]] | None = None) -> Leftovers:
         """Counted where each thing would be: EC2, Slurm, the kernel of gw1, the store.

@@ -32,7 +32,7 @@ def test_without_the_rule_the_lease_fails_by_tunnel_and_with_it_the_jobs_run_rem
             new = [lease for lease in story.leases() if lease["id"] not in before]
             return [lease for lease in new if lease["state"] == "failed"]
 
-        story.gw1.wait_for(lambda: len(failed()) >= K, 240, what=f"{K} failed leases")
+        story.gw1.wait_for(lambda: len(failed()) >= K, 240, what=f"{K} failed leases", interval=1.0)
         assert {lease["failure"]["kind"] for lease in failed()} == {"tunnel"}
         story.gw1.wait_for(lambda: not story.cloud.leftovers(), 90, what="the instances returned")
 
