@@ -24,6 +24,7 @@ from burst.actions import (
     Update,
     Want,
 )
+from burst.join.userdata import UserDataError
 from burst.leases import launch_failed, launched, launching
 from burst.lrms.base import Lrms, LrmsError, LrmsUnavailable
 from burst.model import FailureClass, Lease, LeaseState, Policy
@@ -134,6 +135,13 @@ class _Hands:
         if before.provider in self.busy:
             return self.busy[before.provider]
         provider = self.providers[before.provider]
+        try:
+            user_data = self.user_data(before)
+        except UserDataError as error:  # wrong in the site file: nothing was asked of anybody
+            now = self.clock()
+            failed = launch_failed(before, FailureClass.CONFIG, str(error), self.policy, now)
+            self.store.update(failed)
+            return str(error)
         request = LaunchRequest(
             lease_id=before.id,
             tenant=before.tenant,
@@ -141,7 +149,7 @@ class _Hands:
             type=before.type,
             zone=before.zone,
             name=before.node,
-            user_data=self.user_data(before),
+            user_data=user_data,
         )
         asked = launching(before, self.clock())
         self.store.update(asked)
