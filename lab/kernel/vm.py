@@ -1,7 +1,8 @@
 """A small VM with Debian's kernel and the host's files, emulated by QEMU (TCG: works wherever a
 process can run).
 
-The host's root is exported read-only over 9p; an overlay in the VM's memory takes the writes.
+The host's root is exported read-only over 9p (files that change here while the VM runs may be seen
+there or not); an overlay in the VM's memory takes the writes.
 Commands go over one virtio-serial port whose other end is a socket pair: no name on disk, and the
 guest powers off when it closes.
 """
@@ -41,6 +42,13 @@ def _qemu() -> str:
     return found
 
 
+def _affordable_mb() -> int:
+    """Three quarters of this machine's memory: QEMU asks for all of it, but uses what is
+    written.
+    """
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4 // (1 << 20)
+
+
 def guest_python() -> str:
     """The interpreter for the helpers: the system's, which starts fastest and is the same inside
     and outside.
@@ -60,7 +68,7 @@ class Vm:
 
     def __init__(self, *, cpus: int = 4, memory_mb: int = 6144, boot_timeout: float = 300) -> None:
         self._cpus = max(1, min(cpus, len(os.sched_getaffinity(0))))
-        self._memory_mb = memory_mb
+        self._memory_mb = min(memory_mb, _affordable_mb())
         self._boot_timeout = boot_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
