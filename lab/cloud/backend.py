@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from lab.cloud import errors, query, snapshot
+from lab.cloud.addresses import PublicAddresses
 from lab.cloud.errors import ApiError
 from lab.cloud.faults import Faults
 from lab.cloud.lean import lean_loading
@@ -31,7 +32,7 @@ from lab.cloud.ledger import Ledger
 from lab.cloud.machines import Launch, Machines, Network
 from lab.cloud.metadata import Metadata
 from lab.cloud.network import Vpc
-from lab.cloud.pool import AddressPool, PoolEmptyError
+from lab.cloud.pool import AddressPool
 from lab.cloud.query import Answer
 from lab.cloud.types import TYPES
 
@@ -79,7 +80,6 @@ class MotoEc2:
         self._tokens: dict[str, tuple[object, Any]] = {}
         self._visible_from: dict[str, datetime] = {}
         self._late_tags: list[tuple[datetime, list[str], dict[str, str]]] = []
-        self._automatic: dict[str, str] = {}  # interface -> public address that is not an EIP
         self._after_off: dict[str, str] = {}  # instance -> state once the machine is off
         self._interrupted: dict[str, datetime] = {}
         self._backend: Any = None
@@ -103,13 +103,10 @@ class MotoEc2:
         self._all_reservations = backend.all_reservations
         self._run = backend.run_instances
         self._create_tags = backend.create_tags
-        self._allocate = backend.allocate_address
-        self._release = backend.release_address
         backend.all_reservations = self._seen_reservations
         backend.run_instances = self._run_instances
         backend.create_tags = self._tag
-        backend.allocate_address = self._allocate_address
-        backend.release_address = self._release_address
+        self._addresses = PublicAddresses(backend, self._publics)
         self.call({"Action": "DescribeVpcs", "Version": "2016-11-15"})  # loads botocore's model
 
     def close(self) -> None:
@@ -132,6 +129,8 @@ class MotoEc2:
                 answer = self._transition(action, query.listed(params, "InstanceId"))
             elif "InstanceInitiatedShutdownBehavior.Value" in params:
                 answer = self._shutdown_behavior(params)
+            elif action == "GetConsoleOutput":
+                answer = self._console(params)
             else:
                 answer = self._ask_moto(params)
             self._settle()
@@ -183,34 +182,6 @@ class MotoEc2:
             self._late_tags.append((due, resource_ids, tags))
             return True
         return bool(self._create_tags(resource_ids, tags))
-
-    def _allocate_address(
-        self, domain: str, address: str | None = None, tags: dict[str, str] | None = None
-    ) -> Any:
-        return self._allocate(domain, self._take_public(address), tags)
-
-    def _release_address(
-        self, address: str | None = None, allocation_id: str | None = None
-    ) -> None:
-        if allocation_id:
-            found = self._backend.address_by_allocation([allocation_id])[0]
-            if found.association_id:
-                raise ApiError(
-                    "InvalidIPAddress.InUse",
-                    f"Address with allocation id {allocation_id} is in use: disassociate it first",
-                )
-            address, public = None, found.public_ip
-        else:
-            public = address
-        self._release(address=address, allocation_id=allocation_id)
-        if public:
-            self._publics.give_back(public)
-
-    def _take_public(self, wanted: str | None = None) -> str:
-        try:
-            return self._publics.take(wanted)
-        except PoolEmptyError as error:
-            raise ApiError("AddressLimitExceeded", str(error)) from error
 
     def _run_instances(
         self, image_id: str, count: int, user_data: Any, groups: list[str], **kwargs: Any
@@ -282,6 +253,13 @@ class MotoEc2:
         instance = self._known([params.get("InstanceId", "")])[0]
         instance.instance_initiated_shutdown_behavior = wanted
         return query.answer("ModifyInstanceAttribute", "<return>true</return>")
+
+    def _console(self, params: Mapping[str, str]) -> Answer:
+        instance = self._known([params.get("InstanceId", "")])[0]
+        text = base64.b64encode(self._machines.console(instance.id).encode()).decode()
+        now = self._clock().strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        content = f"<instanceId>{instance.id}</instanceId><timestamp>{now}</timestamp>"
+        return query.answer("GetConsoleOutput", f"{content}<output>{text}</output>")
 
     # -- states ----------------------------------------------------------------------------------
 
@@ -378,9 +356,7 @@ class MotoEc2:
     def _finish(self, instance: Any, after: str) -> None:
         self.ledger.end(instance.id, self._clock())
         if after == "terminated":
-            for address in list(self._backend.addresses):
-                if address.instance is instance or address.eni in instance.nics.values():
-                    self._backend.disassociate_address(association_id=address.association_id)
+            self._addresses.disassociate(instance)
             instance.terminate()
         else:
             instance.stop()
@@ -408,22 +384,7 @@ class MotoEc2:
         for due, resource_ids, tags in [t for t in self._late_tags if t[0] <= now]:
             self._create_tags(resource_ids, tags)
             self._late_tags.remove((due, resource_ids, tags))
-        for instance in self._instances.values():
-            for nic in instance.nics.values():
-                if nic.public_ip and self._stale(nic):
-                    nic.public_ip = None  # moto leaves it when the address moves on
-                mine = self._automatic.get(nic.id)
-                if nic.public_ip and nic.public_ip not in self._publics:
-                    nic.public_ip = self._take_public()  # moto made one up
-                    self._automatic[nic.id] = nic.public_ip
-                if mine and mine != nic.public_ip:
-                    self._publics.give_back(mine)
-                    if self._automatic[nic.id] == mine:
-                        del self._automatic[nic.id]
-
-    def _stale(self, nic: Any) -> bool:
-        owners = [a for a in self._backend.addresses if a.public_ip == nic.public_ip]
-        return any(a.eni is not nic for a in owners)
+        self._addresses.settle(self._instances.values())
 
     # -- what others may ask ---------------------------------------------------------------------
 
@@ -446,28 +407,8 @@ class MotoEc2:
                     continue
                 nic = instance.nics[0]
                 if nic.private_ip_address == address:
-                    return self._metadata(instance, nic)
+                    return snapshot.metadata(instance, self._interrupted.get(instance.id))
         return None
-
-    def _metadata(self, instance: Any, nic: Any) -> Metadata:
-        options = instance.metadata_options
-        data = None if instance.user_data is None else base64.b64decode(str(instance.user_data))
-        return Metadata(
-            instance=instance.id,
-            type=instance.instance_type,
-            image=instance.image_id,
-            zone=instance.availability_zone,
-            hostname=instance.private_dns_name,
-            mac=nic.mac_address,
-            private_address=nic.private_ip_address,
-            public_address=nic.public_ip,
-            groups=tuple(g.name for g in nic.group_set),
-            user_data=data,
-            interrupted=self._interrupted.get(instance.id),
-            enabled=options.http_endpoint != "disabled",
-            token_required=options.http_tokens == "required",
-            hop_limit=int(options.http_put_response_hop_limit or 1),
-        )
 
 
 def _chooses_zone(params: Mapping[str, str]) -> bool:

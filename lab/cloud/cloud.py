@@ -246,6 +246,10 @@ class LabCloud:
         self._timers.append(timer)
         timer.start()
 
+    def console(self, instance_id: str) -> str:
+        """What an instance, also an ended one, wrote to its console: cloud-init's output."""
+        return self._hypervisor.console(instance_id)
+
     def cost(self, instance_id: str | None = None) -> Decimal:
         """What was spent until now, in all or for one instance."""
         return self.backend.ledger.cost(self._clock(), instance_id)

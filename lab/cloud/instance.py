@@ -138,6 +138,7 @@ class Hypervisor:
         self._fabric = fabric
         self._faults = faults
         self.instances: dict[str, InstanceHost] = {}
+        self._consoles: dict[str, str] = {}  # of those that ended
         self.on: Callable[[str], None] = lambda _: None
         self.gone: Callable[[str, bool], None] = lambda _i, _g: None
 
@@ -150,6 +151,11 @@ class Hypervisor:
 
     def power_off(self, instance_id: str) -> None:
         self.instances[instance_id].wish_off()
+
+    def console(self, instance_id: str) -> str:
+        """What the instance wrote to its console so far, or by its end."""
+        instance = self.instances.get(instance_id)
+        return self._consoles.get(instance_id, "") if instance is None else instance.console()
 
     def close(self, timeout: float = 60) -> None:
         """Power everything off, and wait."""
@@ -169,6 +175,7 @@ class Hypervisor:
         except LabError as error:
             instance.error = str(error)
         finally:
+            self._consoles[instance.id] = instance.error or instance.console()
             if instance.host is not None:
                 with suppress(LabError):
                     self._lab.remove(instance.host)

@@ -30,6 +30,9 @@ class Machines(Protocol):
     def power_off(self, instance_id: str) -> None:
         """At once; `powered_off` follows, also when it was off already."""
 
+    def console(self, instance_id: str) -> str:
+        """What the machine wrote to its console."""
+
 
 class Network(Protocol):
     """The packet side."""

@@ -1,10 +1,13 @@
-"""moto's resources -> the network as values."""
+"""moto's resources -> the network, and an instance's metadata, as values."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
+from lab.cloud.metadata import Metadata
 from lab.cloud.network import Group, Interface, NatGateway, Permission, Route, Subnet, Vpc
 
 
@@ -57,6 +60,28 @@ def _interface(instance: Any, nic: Any) -> Interface:
         groups=tuple(sorted({g.id for g in nic.group_set})),
         public=nic.public_ip,
         checked=_true(instance.source_dest_check) and _true(nic.source_dest_check),
+    )
+
+
+def metadata(instance: Any, interrupted: datetime | None) -> Metadata:
+    """What an instance may know of itself."""
+    nic, options = instance.nics[0], instance.metadata_options
+    data = None if instance.user_data is None else base64.b64decode(str(instance.user_data))
+    return Metadata(
+        instance=instance.id,
+        type=instance.instance_type,
+        image=instance.image_id,
+        zone=instance.availability_zone,
+        hostname=instance.private_dns_name,
+        mac=nic.mac_address,
+        private_address=nic.private_ip_address,
+        public_address=nic.public_ip,
+        groups=tuple(sorted(g.name for g in nic.group_set)),
+        user_data=data,
+        interrupted=interrupted,
+        enabled=options.http_endpoint != "disabled",
+        token_required=options.http_tokens == "required",
+        hop_limit=int(options.http_put_response_hop_limit or 1),
     )
 
 

@@ -162,11 +162,12 @@ class Fabric:
         return Router(host, ours, service)
 
     def sync(self, vpcs: tuple[Vpc, ...]) -> None:
-        """See `lab.cloud.machines.Network`. A VPC without instances gets no router yet."""
+        """See `lab.cloud.machines.Network`. A VPC gets its router with its internet gateway, or
+        with its first instance: it takes seconds, and a launch should not."""
         with self._lock:
             wanted: dict[str, str] = {}
             for vpc in vpcs:
-                if vpc.id not in self._routers and not vpc.interfaces:
+                if vpc.id not in self._routers and not (vpc.interfaces or vpc.internet):
                     continue
                 router = self.router(vpc.id)
                 router.apply(vpc)

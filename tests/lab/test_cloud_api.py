@@ -51,6 +51,9 @@ class PaperMachines:
     def power_off(self, instance_id: str) -> None:
         self.off.append(instance_id)
 
+    def console(self, instance_id: str) -> str:
+        return f"console of {instance_id}\n"
+
 
 @dataclass
 class PaperNetwork:
@@ -306,6 +309,11 @@ def test_launch_tells_the_hypervisor_all(cloud: Cloud) -> None:
     assert data is not None
     assert data.user_data == b"#!/bin/sh\nid\n"
     assert data.token_required is False
+
+
+def test_console(cloud: Cloud) -> None:
+    name = cloud.run()[0]["InstanceId"]
+    assert cloud.ec2.get_console_output(InstanceId=name)["Output"] == f"console of {name}\n"
 
 
 def test_the_bill(cloud: Cloud) -> None:
