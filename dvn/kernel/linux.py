@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import socket
@@ -50,6 +51,7 @@ from dvn.kernel.steps import (
 _PROC_SYS = Path("/proc/sys")
 _LOCK = Path("/run/dvn/kernel.lock")
 _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
+_CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 _GONE = frozenset({errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
@@ -69,6 +71,8 @@ class LinuxKernel:
     @property
     def _nft(self) -> Nft:
         if self._open_nft is None:
+            if not _may_change_networks():  # libnftables would write to standard error by itself
+                raise KernelError("reading nftables needs root (CAP_NET_ADMIN): use sudo")
             self._open_nft = Nft()
         return self._open_nft
 
@@ -83,8 +87,12 @@ class LinuxKernel:
     def exclusive(self) -> Iterator[None]:
         """A lock between processes, such as the command line and the daemon's agent; the kernel
         lets it go with the process that holds it."""
-        _LOCK.parent.mkdir(parents=True, exist_ok=True)
-        with _LOCK.open("a") as file:
+        try:
+            _LOCK.parent.mkdir(parents=True, exist_ok=True)
+            file = _LOCK.open("a")
+        except OSError as error:
+            raise _refused(error) from error
+        with file:
             end = time.monotonic() + _LOCK_WAIT_S
             while True:
                 try:
@@ -272,6 +280,15 @@ class LinuxKernel:
             return socket.if_nametoindex(name)
         except OSError:
             raise nl.NetlinkError(errno.ENODEV, f"interface {name} is gone") from None
+
+
+def _may_change_networks() -> bool:
+    """Whether this thread has CAP_NET_ADMIN in effect (capget(2), version 3 of its structures)."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # two times effective, permitted, inheritable
+    if ctypes.CDLL(None).capget(header, sets) != 0:
+        return False
+    return bool(sets[0] >> _CAP_NET_ADMIN & 1)
 
 
 def _refused(error: OSError) -> KernelError:

@@ -200,6 +200,20 @@ def test_it_ends_on_a_signal(path: Path, number: signal.Signals) -> None:
     assert not path.exists()
 
 
+def test_without_privilege_the_message_says_so() -> None:
+    code = (
+        "import os; os.getuid() or os.setuid(65534)\n"
+        "from dvn.engine import Engine; from dvn.kernel.driver import KernelError\n"
+        "try: Engine().show()\n"
+        "except KernelError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S, check=True
+    )
+    assert done.stdout == "reading nftables needs root (CAP_NET_ADMIN): use sudo\n"
+    assert done.stderr == ""
+
+
 def test_wrong_arguments(path: Path) -> None:
     process = start(path, "--owner", "no-such-user-here", stderr=subprocess.PIPE)
     _out, error = process.communicate(timeout=LIMIT_S)
