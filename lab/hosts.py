@@ -57,6 +57,7 @@ QUIET_IPV6 = {
     "net.ipv6.conf.default.accept_dad": "0",
     "net.ipv6.conf.default.addr_gen_mode": "1",
 }
+_ANSWER_LIMIT_S = 300.0  # a host that is removed may wait for the kernel; no longer than this
 _lab_numbers = itertools.count(1)
 
 
@@ -76,6 +77,7 @@ class Lab:
         self.core_share = core_share
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(_ANSWER_LIMIT_S)
         name = f"{os.getpid()}-{next(_lab_numbers)}"
         code = (
             f"import sys; sys.path.insert(0, {str(_checkout())!r}); "
@@ -208,7 +210,13 @@ class Lab:
             return self._hear()
 
     def _hear(self) -> dict[str, Any]:
-        message = self._control.recv(MESSAGE_LIMIT)
+        try:
+            message = self._control.recv(MESSAGE_LIMIT)
+        except TimeoutError as error:
+            self._control.close()  # its answer, should it come, would be taken for another's
+            raise LabError(
+                f"the lab's keeper has not answered for {_ANSWER_LIMIT_S:g} s"
+            ) from error
         if not message:
             raise LabError("the lab's keeper died; its standard error above says why")
         answer: dict[str, Any] = json.loads(message)

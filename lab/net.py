@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ _FORWARDING = {
     "net.ipv6.conf.default.addr_gen_mode": "0",
 }
 _BRIDGE = "br0"
+_AT_ONCE = 4  # nodes configured at a time: the commands wait for forks and module loading
 
 TABLE = "lab_traffic"
 _COUNTER = "seen_"  # a counter cannot be called by a word of nft's own, such as tcp
@@ -59,17 +61,23 @@ def build(lab: Lab, topology: Topology) -> dict[str, Host]:
     for link in topology.links:
         (a, ifa), (b, ifb) = link.ends
         lab.link(hosts[a], ifa, hosts[b], ifb, mtu=link.mtu)
-    for node in topology.nodes:
-        host = hosts[node.name]
-        if isinstance(node, Switch):
-            _configure_switch(host, node)
-            continue
-        configure(host, node)
-        if isinstance(node, Router):
-            host.run("nft", "-f", "-", input=_counting(node))
-        if isinstance(node, NatBox):
-            host.run("nft", "-f", "-", input=_nat(node))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        # All run to their end; then the first that failed is raised.
+        done = [pool.submit(_configure_node, hosts[node.name], node) for node in topology.nodes]
+    for future in done:
+        future.result()
     return hosts
+
+
+def _configure_node(host: Host, node: Node) -> None:
+    if isinstance(node, Switch):
+        _configure_switch(host, node)
+        return
+    configure(host, node)
+    if isinstance(node, Router):
+        host.run("nft", "-f", "-", input=_counting(node))
+    if isinstance(node, NatBox):
+        host.run("nft", "-f", "-", input=_nat(node))
 
 
 def configure(host: Host, machine: Machine) -> None:
@@ -127,11 +135,8 @@ def _configure_switch(host: Host, switch: Switch) -> None:
         vlans += [f"vlan add dev {name} vid {vlan}" for vlan in port.vlans if vlan != port.native]
         if port.native is not None:
             vlans.append(f"vlan add dev {name} vid {port.native} pvid untagged")
-    host.script(
-        'printf "%s\\n" "$1" | ip -batch -; printf "%s\\n" "$2" | bridge -batch -',
-        "\n".join(links),
-        "\n".join(vlans),
-    )
+    host.run("ip", "-batch", "-", input="\n".join(links))
+    host.run("bridge", "-batch", "-", input="\n".join(vlans))
 
 
 def _counting(router: Router) -> str:
