@@ -349,6 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.check:
             (REFERENCE / name).write_text(PAGES[name]())
         sys.stdout.write(f"docs/reference/{name}: {'stale' if given.check else 'written'}\n")
+    if not old:
+        sys.stdout.write("docs/reference: up to date\n")
     return 1 if old and given.check else 0
 
 

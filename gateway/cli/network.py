@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from gateway.cli.output import Format, Output, as_json, line, table
+from gateway.cli.output import Format, Output, as_json, counted, line, table
 
 if TYPE_CHECKING:
     from dvn.engine import Engine
@@ -61,7 +61,8 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
             if output is Format.JSON:
                 as_json({"ok": True, "site": site.site, "networks": networks, "tunnels": tunnels})
             else:
-                line(f"{file}: site {site.site}, {networks} networks, {tunnels} tunnels; valid")
+                had = f"{counted(networks, 'network')}, {counted(tunnels, 'tunnel')}"
+                line(f"{file}: site {site.site}, {had}; valid")
 
     @app.command(rich_help_panel=_PANEL)
     def plan(file: File, output: Output = Format.TEXT, verbose: Verbose = False) -> None:
@@ -78,7 +79,7 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
             for text in plan_lines(found, verbose=verbose):
                 _coloured(text)
             line(
-                f"{len(found.steps)} steps to do"
+                f"{counted(len(found.steps), 'step')} to do"
                 if found
                 else "nothing to do: the kernel is as the file says"
             )

@@ -37,6 +37,11 @@ def line(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 network`, `2 networks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def fail(message: str, status: int = 1) -> typer.Exit:
     """Print the message on stderr; `raise fail(...)` ends the command."""
     sys.stderr.write(f"dvn: {message}\n")

@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 
 from tests.docs import pages
-from tests.docs.pages import CHANGES, READS, ROOT, Command, commands
-
-__all__ = ["Command", "commands"]
+from tests.docs.pages import CHANGES, READS, ROOT, Command
 
 EAGER = {"-h", "--help", "--version", "--install-completion", "--show-completion"}
+
+
+def commands() -> list[Command]:
+    """Each `dvn` command of the documentation once, whatever its site file: for who runs them."""
+    found: dict[tuple[str, ...], Command] = {}
+    for command in pages.commands():
+        words = command.arguments(job=pages.JOB, lease=pages.LEASE, site="site.yaml")
+        found.setdefault(tuple(words), command)
+    return list(found.values())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def wrong_with(root: Any, command: Command) -> str | None:
 
 
 def test_there_are_commands_and_every_one_is_right(root: Any) -> None:
-    found = commands()
+    found = pages.commands()
     assert len(found) > 20
     wrong = {str(command): why for command in found if (why := wrong_with(root, command))}
     assert wrong == {}
@@ -82,6 +89,12 @@ def test_every_command_is_known_to_read_or_to_change() -> None:
 
     assert {path for path, _ in leaves()} == READS | CHANGES
     assert not READS & CHANGES
+
+
+def test_who_runs_them_gets_each_once() -> None:
+    texts = [" ".join(c.arguments(job="1", lease="ab", site="s")) for c in commands()]
+    assert len(set(texts)) == len(texts)
+    assert {"validate s", "apply s", "burst explain 1", "burst explain ab"} <= set(texts)
 
 
 def test_a_reader_puts_in_his_own_names() -> None:
