@@ -50,7 +50,7 @@ def test_the_second_apply_writes_nothing_and_foreign_things_survive(story: Story
             story.gw1.run("pkill", "-x", "ip", check=False)
             watch.wait(30)
         assert second["steps"] == []
-        assert (second["netlink_writes"], second["nft_writes"]) == (0, 0)
+        assert second["writes"] == {"netlink": 0, "nft": 0, "sysctl": 0}
         assert plan["steps"] == []
         before_marker = story.gw1.read("/run/nft.log").split("marker")[0]
         assert "dvn" not in before_marker
