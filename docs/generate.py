@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from burst.model import Policy
 from dvn import values
-from dvn.spec import Site
+from dvn.spec import NotInFiles, Site
 from gateway import sections, units
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -205,8 +205,11 @@ def _own_docstring(model: type[BaseModel]) -> bool:
 
 
 def _refused(metadata: Sequence[Any]) -> bool:
-    """Keys that only a later version knows."""
-    return any("not_yet" in _function(entry).__qualname__ for entry in metadata)
+    """Keys that only a later version knows, and those that no file may set."""
+    return any(
+        isinstance(entry, NotInFiles) or "not_yet" in _function(entry).__qualname__
+        for entry in metadata
+    )
 
 
 def _models_in(path: str, annotation: Any) -> list[tuple[str, type[BaseModel]]]:

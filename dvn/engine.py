@@ -16,6 +16,7 @@ from dvn.kernel.state import KernelState
 from dvn.kernel.steps import NftChange, Plan, Step, Writes
 from dvn.spec import Site
 from dvn.status import Applied, Probe, TunnelStatus
+from dvn.tunnels import dynamic
 
 
 class ApplyError(RuntimeError):
@@ -46,22 +47,24 @@ class Engine:
         self._kernel: Kernel = kernel or LinuxKernel()
         self._lenient = lenient
 
-    def plan(self, site: Site) -> Plan:
+    def plan(self, site: Site, *, keep_dynamic: bool = False) -> Plan:
         """What apply would do. Raises SpecError (host), KernelError."""
-        return self._look(site).plan()
+        return self._look(site, keep_dynamic).plan()
 
-    def apply(self, site: Site) -> Applied:
+    def apply(self, site: Site, *, keep_dynamic: bool = False) -> Applied:
         """Make the kernel as `site` says, and look whether it is.
 
+        `keep_dynamic` is for who knows the file and not the leases: tunnels that leases brought
+        stay (tunnels/dynamic.py).
         Raises SpecError if this host cannot hold it (nothing was changed), ApplyError if the
         kernel refused a step (what was done is undone), KernelError if it could not be read.
         """
         with self._kernel.exclusive():
-            look = self._look(site)
+            look = self._look(site, keep_dynamic)
             plan = look.plan()
             writes, before = self._execute(site.site, plan, look)
             if plan:
-                self._verify(site, look, before)
+                self._verify(site, keep_dynamic, look, before)
         return _applied(plan, writes, look.notes)
 
     def destroy(self, site_name: str) -> Applied:
@@ -112,12 +115,13 @@ class Engine:
         """Echo requests from a network's bridge; see dvn.probe."""
         return probing.probe(address, network, count, timeout)
 
-    def _look(self, site: Site) -> _Look:
+    def _look(self, site: Site, keep_dynamic: bool) -> _Look:
         view = self._kernel.look(site.site)
         compiled = compile_site(site, view.host, lenient=self._lenient)
         keys = [sysctl.key for sysctl in compiled.state.sysctls]
         observed = replace(view.state, sysctls=self._kernel.sysctls(keys))
-        return _Look(observed, compiled.state, compiled.notes)
+        desired = dynamic.keep_dynamic(observed, compiled.state) if keep_dynamic else compiled.state
+        return _Look(observed, desired, compiled.notes)
 
     def _execute(self, site_name: str, plan: Plan, look: _Look) -> tuple[Writes, KernelState]:
         """Do the plan. Returns the writes made and what undo would go back to."""
@@ -134,8 +138,8 @@ class Engine:
                 raise ApplyError(f"{_short(step)}: {error}; {how}", undone=undone) from error
         return writes, before
 
-    def _verify(self, site: Site, look: _Look, before: KernelState) -> None:
-        left = self._look(site).plan()
+    def _verify(self, site: Site, keep_dynamic: bool, look: _Look, before: KernelState) -> None:
+        left = self._look(site, keep_dynamic).plan()
         if left:
             undone, how = self._undo(site.site, before, look.desired)
             what = "; ".join(left.lines()[:3])

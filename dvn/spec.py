@@ -7,6 +7,7 @@ one value at a time (checks.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,6 +51,11 @@ def _transport(value: Any) -> Any:
 Transport = Annotated[Literal["plain"], BeforeValidator(_transport)]
 TunnelKey = Annotated[int, AfterValidator(in_range("tunnel key", 1, 2**32 - 1))]
 NotYet = Any
+
+
+@dataclass(frozen=True)
+class NotInFiles:
+    """Marks a field that programs set and site files may not."""
 
 
 class Underlay(Model):
@@ -139,6 +145,8 @@ class TunnelSpec(Model):
     transport: Transport = Field(examples=["plain"])
     """`plain`: not encrypted. To be written out, so that nobody gets it by accident."""
     peer_key: Annotated[NotYet, not_yet("an encrypted transport (peer_key)")] = None
+    dynamic: Annotated[bool, NotInFiles()] = False
+    """Whether a lease brought it; its stamp in the kernel says so too."""
 
 
 class Tunnel(Model):
@@ -151,6 +159,7 @@ class Tunnel(Model):
     key: TunnelKey
     local: Ipv4Field | None = None
     transport: Transport = "plain"
+    dynamic: bool = False
 
     def spec(self) -> TunnelSpec:
         return TunnelSpec(
@@ -159,6 +168,7 @@ class Tunnel(Model):
             key=self.key,
             local=self.local,
             transport=self.transport,
+            dynamic=self.dynamic,
         )
 
 
@@ -195,6 +205,7 @@ class Site(Model):
                 key=tunnel.key,
                 local=tunnel.local,
                 transport=tunnel.transport,
+                dynamic=tunnel.dynamic,
             )
             for tenant_name, tenant in sorted(self.tenants.items())
             for name, tunnel in sorted(tenant.tunnels.items())
@@ -276,9 +287,17 @@ def parse_site(doc: Located, *, also: Iterable[str] = ()) -> Site:
             raise SpecError(problems) from None
         site = partial
     problems += [problem.placed(doc) for problem in checks.conflicts(site, _declared(doc))]
+    problems += [problem.placed(doc) for problem in _not_in_files(site)]
     if problems:
         raise SpecError(problems)
     return site
+
+
+def _not_in_files(site: Site) -> Iterator[Problem]:
+    for tunnel in site.tunnels():
+        if tunnel.dynamic:
+            path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "dynamic")
+            yield Problem("", 0, "a tunnel in a file is not dynamic", "remove the key", path)
 
 
 def _valid_part(doc: Located, problems: list[Problem]) -> Site | None:

@@ -24,6 +24,7 @@ from dvn.kernel.state import (
     table_name,
 )
 from dvn.spec import Site
+from dvn.tunnels.dynamic import DYNAMIC, FIXED, TUNNELS
 from dvn.tunnels.mtu import network_mtu, tcp_mss
 
 OUTER_TTL = 64
@@ -41,7 +42,9 @@ def compile_tunnels(site: Site, host: Host) -> KernelState:
         links.append(
             Link(
                 name=addresses.tunnel_name(tunnel.tenant, tunnel.name),
-                alias=alias(site.site, "tunnel", tunnel.tenant, tunnel.name),
+                alias=alias(
+                    site.site, DYNAMIC if tunnel.dynamic else FIXED, tunnel.tenant, tunnel.name
+                ),
                 params=Gretap(str(local), str(tunnel.remote), tunnel.key, ttl=OUTER_TTL),
                 mtu=mtu,
                 master=addresses.bridge_name(tunnel.tenant, tunnel.network),
@@ -75,7 +78,7 @@ def compile_mss(site: Site, host: Host) -> KernelState:
     table = NftTable(
         "bridge",
         table_name(site.site),
-        sets=(NftSet("tunnels", ("ifname",), names),),
+        sets=(NftSet(TUNNELS, ("ifname",), names),),
         chains=(NftChain("mss", tuple(rules), "filter", "forward", -250, "accept"),),
     )
     return KernelState(tables=(table,))

@@ -72,7 +72,7 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
         with _session(output) as placed:
             site, doc = loader(file)
             placed.append(doc)
-            found = _engine().plan(site)
+            found = _engine().plan(site, keep_dynamic=True)
             if output is Format.JSON:
                 as_json({"ok": True, "steps": list(found.lines())})
                 return
@@ -90,6 +90,7 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
 
         The result is checked; if the check fails, all of it is undone.
         What is right already is not written again.
+        Tunnels of borrowed machines stay: they are the daemon's.
         """
         from dvn.present import plan_lines
 
@@ -98,9 +99,10 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
             placed.append(doc)
             engine = _engine()
             if output is Format.TEXT:
-                for text in plan_lines(engine.plan(site), verbose=verbose):
+                for text in plan_lines(engine.plan(site, keep_dynamic=True), verbose=verbose):
                     _coloured(text)
-            _report(engine.apply(site), output, "the kernel is as the file says")
+            applied = engine.apply(site, keep_dynamic=True)
+            _report(applied, output, "the kernel is as the file says")
 
     @app.command(rich_help_panel=_PANEL)
     def show(file: File, output: Output = Format.TEXT) -> None:

@@ -79,6 +79,7 @@ def wanted_tunnels(leases: Iterable[Lease]) -> tuple[Tunnel, ...]:
                 network=lease.network,
                 remote=remote,
                 key=lease.gre_key,
+                dynamic=True,
             )
         )
     return tuple(tunnels)

@@ -105,6 +105,74 @@ def grown(site: Site) -> Site:
     return site.with_tunnels([lease])
 
 
+LEASES = tuple(
+    Tunnel.model_validate(
+        {
+            "tenant": tenant,
+            "name": f"lease-{number}",
+            "network": network,
+            "remote": f"203.0.113.{100 + number}",
+            "key": 100 + number,
+            "dynamic": True,
+        }
+    )
+    for number, (tenant, network) in enumerate(
+        (tenant, network)
+        for tenant in ("cms", "atlas", "long-tenant")
+        for network in ("farm", "store", "x-y")
+    )
+)
+
+
+def with_leases(site: Site) -> Site:
+    names = {(tenant, name) for tenant, name, _network in site.networks()}
+    return site.with_tunnels(lease for lease in LEASES if (lease.tenant, lease.network) in names)
+
+
+@given(sites(), sites())
+@settings(max_examples=100, deadline=None)
+def test_a_file_applied_beside_the_daemon_leaves_its_tunnels(first: Site, second: Site) -> None:
+    kernel = a_kernel()
+    engine = Engine(kernel)
+    engine.apply(with_leases(first))
+    before = dict(kernel.links)
+    engine.apply(second, keep_dynamic=True)
+    assert engine.apply(second, keep_dynamic=True).steps == ()
+    in_both = {(t, n) for t, n, _ in first.networks()} & {(t, n) for t, n, _ in second.networks()}
+    kept = {
+        addresses.tunnel_name(lease.tenant, lease.name)
+        for lease in LEASES
+        if (lease.tenant, lease.network) in in_both
+    }
+    assert {name: kernel.links[name] for name in kept} == {name: before[name] for name in kept}
+    stamped = {name for name, link in kernel.links.items() if ":lease:" in link.alias}
+    assert stamped == kept
+    tunnels = next(s for t in kernel.tables.values() for s in t.sets if s.name == "tunnels")
+    assert {(name,) for name in kept} <= tunnels.elements
+    # The control: the daemon has the last word, and destroy takes all.
+    engine.apply(with_leases(second))
+    assert engine.plan(second, keep_dynamic=True).steps == ()
+    engine.apply(second)
+    assert not [link for link in kernel.links.values() if ":lease:" in link.alias]
+    engine.apply(with_leases(second))
+    engine.destroy("cnaf")
+    assert not kernel.links
+
+
+def test_what_the_file_says_goes_before_a_lease() -> None:
+    """Its ends and key are in the file now: the lease's device makes room."""
+    kernel = a_kernel()
+    engine = Engine(kernel)
+    lease = Tunnel.model_validate(
+        {"tenant": "cms", "name": "l1", "network": "farm", "remote": "203.0.113.9", "key": 9}
+    )
+    engine.apply(full_site().with_tunnels([lease.model_copy(update={"dynamic": True})]))
+    fixed = full_site().with_tunnels([lease.model_copy(update={"name": "fixed"})])
+    engine.apply(fixed, keep_dynamic=True)
+    assert "t-cms-l1" not in kernel.links
+    assert kernel.links["t-cms-fixed"].alias == "dvn:cnaf:tunnel:cms/fixed"
+
+
 def test_a_change_that_fails_leaves_the_old_state() -> None:
     site = full_site()
     for index in range(20):

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from dvn.engine import ApplyError, Engine
-from dvn.spec import Tunnel, site_from_json
+from dvn.spec import Site, Tunnel, site_from_json
+from dvn.status import Applied
 from lab.hosts import Lab
 from tests.dvn.place import OUTSIDE, Place
 from tests.dvn.wire import Events, Sniffer
@@ -295,3 +296,31 @@ def test_a_lease_comes_and_goes(applied: Place) -> None:
     went = applied.apply()
     assert len(went.steps) == 2
     assert applied.gw("cat /sys/class/net/b-cms-farm/ifindex") == index
+
+
+def test_a_file_applied_beside_the_daemon_leaves_its_tunnels(applied: Place) -> None:
+    """The machine behind the tunnel is answered all the time, also while the file changes."""
+    lease = applied.site.tunnels()[0].model_copy(update={"dynamic": True})
+    data = applied.site.model_dump(mode="json")
+    data["tenants"]["cms"]["tunnels"] = {}
+    file = site_from_json(data)
+    applied.apply(file.with_tunnels([lease]))
+    device = "/sys/class/net/t-cms-bari/ifindex"
+    index = applied.gw(f"cat {device}")
+
+    def beside(site: Site) -> Applied:
+        return applied["gw"].inside(lambda: applied.engine.apply(site, keep_dynamic=True))
+
+    assert beside(file).steps == ()
+    data["tenants"]["atlas"]["networks"].pop("closed")
+    assert beside(site_from_json(data)).steps
+    assert beside(site_from_json(data)).steps == ()
+    assert applied.gw(f"cat {device}") == index
+    assert "t-cms-bari" in applied.gw("nft list set bridge dvn-cnaf tunnels")
+    assert applied.pings("head", "10.9.0.101")
+    # The control: who knows the leases, and knows of none, removes it.
+    applied.apply(file)
+    assert not applied.pings("head", "10.9.0.101")
+    applied.apply(file.with_tunnels([lease]))
+    applied["gw"].inside(lambda: applied.engine.destroy("cnaf"))
+    assert "t-cms-bari" not in applied.gw("ip link")
