@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from ipaddress import IPv6Address
 
 IFNAMSIZ = 15  # usable characters of a Linux interface name (linux/if.h: 16 with the final 0)
 
@@ -45,6 +46,13 @@ def gre_key(*parts: str) -> int:
     """
     digest = hashlib.sha256("/".join(parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") % (2**32 - 1) + 1
+
+
+def link_local(mac: str) -> str:
+    """The IPv6 link-local address of a MAC address (RFC 4291, appendix A), with its length."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return f"{IPv6Address(bytes([0xFE, 0x80]) + bytes(6) + identifier)}/64"
 
 
 def mac_address(*parts: str) -> str:

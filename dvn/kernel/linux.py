@@ -319,7 +319,8 @@ def _is_ours(link: RawLink) -> bool:
 
 def _own_address(address: RawAddress, own: set[int], taken: set[str]) -> bool:
     if address.index in own:
-        return address.scope != rtnl.RT_SCOPE_LINK  # the kernel's own link-local ones
+        # The kernel's own link-local addresses are not ours.
+        return address.scope != rtnl.RT_SCOPE_LINK or address.protocol == ADDRESS_PROTOCOL
     return address.protocol == ADDRESS_PROTOCOL and address.address.split("/")[0] not in taken
 
 

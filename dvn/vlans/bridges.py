@@ -16,19 +16,24 @@ def compile_bridges(site: Site, host: Host) -> KernelState:
     links, found_addresses, sysctls = [], [], []
     for tenant, name, network in site.networks():
         bridge = addresses.bridge_name(tenant, name)
+        # Without a fixed one the kernel takes the lowest of its ports, and the gateway's address
+        # changes under the machines' ARP tables when a lease comes or goes.
+        mac = addresses.mac_address(site.site, site.host or "", tenant, name)
         links.append(
             Link(
                 name=bridge,
                 alias=alias(site.site, "network", tenant, name),
                 params=Bridge(),
                 mtu=mtu,
-                # Else the kernel takes the lowest of its ports, and the gateway's address changes
-                # under the machines' ARP tables when a lease comes or goes.
-                mac=addresses.mac_address(site.site, site.host or "", tenant, name),
-                link_local=_has_ipv6(network),
+                mac=mac,
             )
         )
         found_addresses += [Address(bridge, str(gateway)) for gateway in network.gateways()]
+        if _has_ipv6(network):
+            # The kernel asks for a neighbour of forwarded packets from a link-local address only
+            # (net/ipv6/ndisc.c, ndisc_send_ns). Ours, not the kernel's: that one waits for a
+            # carrier and then for duplicate detection, and packets meanwhile go nowhere.
+            found_addresses.append(Address(bridge, addresses.link_local(mac)))
         sysctls += _sysctls(bridge)
     return KernelState(links=tuple(links), addresses=tuple(found_addresses), sysctls=tuple(sysctls))
 

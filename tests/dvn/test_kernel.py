@@ -284,6 +284,44 @@ def test_probe(applied: Place) -> None:
     assert six.rtt_ms is not None
 
 
+def test_ipv6_crosses_between_a_network_and_the_site(applied: Place) -> None:
+    """Also when the gateway has to ask for the neighbour it forwards to, on either side."""
+    mac = applied.gw("cat /sys/class/net/b-cms-farm/address").strip()
+    # The head never asks, so that the gateway does not learn of it by a question.
+    applied["head"].script(
+        "ip address add fd00:9::10/64 dev eth0 nodad; ip route add default via fd00:9::1;"
+        f"ip neighbour replace fd00:9::1 lladdr {mac} dev eth0 nud permanent"
+    )
+    applied["internet"].script(
+        "ip address add fd00:5::254/64 dev site nodad; ip route add fd00:9::/64 via fd00:5::1"
+    )
+    outer = ("fd00:5::1/64", "fe80::1/64")
+    applied.gw("; ".join(f"ip address add {address} dev wan0 nodad" for address in outer))
+    forget = "ip -6 neighbour flush dev b-cms-farm; ip -6 neighbour flush dev wan0"
+    inside = "ip -6 -o address show dev b-cms-farm scope link"
+    try:
+        assert len(applied.gw(inside).splitlines()) == 1
+        assert "tentative" not in applied.gw(inside)
+        applied.gw(forget)
+        assert applied.pings("head", "fd00:5::254")
+        # The control: without that address the gateway cannot ask who has fd00:9::10.
+        applied.gw(f"ip -6 address flush dev b-cms-farm scope link; {forget}")
+        assert any("fe80::" in line for line in applied.plan())
+        assert not applied.pings("head", "fd00:5::254")
+        applied.apply()
+        assert applied.plan() == ()
+        assert applied.pings("head", "fd00:5::254")
+    finally:
+        applied.gw("; ".join(f"ip address delete {address} dev wan0" for address in outer))
+        applied["head"].script(
+            "ip -6 route delete default; ip address delete fd00:9::10/64 dev eth0;"
+            "ip neighbour delete fd00:9::1 dev eth0"
+        )
+        applied["internet"].script(
+            "ip -6 route delete fd00:9::/64; ip address delete fd00:5::254/64 dev site"
+        )
+
+
 def test_a_lease_comes_and_goes(applied: Place) -> None:
     """Its tunnel is three steps, and nothing else is touched."""
     lease = Tunnel.model_validate(

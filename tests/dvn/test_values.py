@@ -20,6 +20,11 @@ from tests.dvn.sites import FULL, a_kernel, full_site, sites
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 
 
+def test_a_link_local_address_is_made_of_the_mac() -> None:
+    """The example of RFC 4291, appendix A, and of RFC 2464, section 4."""
+    assert addresses.link_local("34:56:78:9a:bc:de") == "fe80::3656:78ff:fe9a:bcde/64"
+
+
 def test_scalars_are_what_they_look_like() -> None:
     doc = located.loads(
         "mac: 52:54:00:12:34:56\nno: no\nyes: true\nhex: 0x2a\noctal: 010\nnothing:\nword: null\n"
