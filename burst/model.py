@@ -320,3 +320,5 @@ class Facts:
     # Since when all of this has been watched without a gap: the daemon's start, or the end of the
     # last outage of LRMS, provider or network. Nobody is declared dead for our own absence.
     watching_since: datetime | None = None
+    # An operator has mended what was broken: no failure up to this instant pauses or delays.
+    forgiven: datetime | None = None

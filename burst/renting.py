@@ -190,12 +190,12 @@ def _set_out(paper: Round, pool: Pool, left: list[Candidate]) -> Trip | Bar:
     if throttled is not None:
         text = f"provider {pool.provider} wants fewer requests until {throttled:%H:%M:%S} UTC"
         return Bar("throttled", text)
-    health = breaker.pool_health(paper.of_pool(pool), now, policy)
+    health = breaker.pool_health(paper.of_pool(pool), now, policy, facts.forgiven)
     if health.paused_until is not None:
         return _proving(health, pool, paper)
     offers, blocked = [], []
     for offer in ranked(provider.offers, pool.types):
-        until = breaker.offer_blocked_until(offer, siblings, now, policy)
+        until = breaker.offer_blocked_until(offer, siblings, now, policy, facts.forgiven)
         if until is None:
             offers.append(offer)
         else:

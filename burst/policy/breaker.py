@@ -47,15 +47,19 @@ class PoolHealth:
         return max(policy.failures_to_pause - self.failures - self.in_flight, 0)
 
 
-def pool_health(leases: Iterable[Lease], now: datetime, policy: Policy) -> PoolHealth:
-    """`leases` are those of one pool."""
+def pool_health(
+    leases: Iterable[Lease], now: datetime, policy: Policy, forgiven: datetime | None = None
+) -> PoolHealth:
+    """`leases` are those of one pool; failures up to `forgiven` do not count."""
     verdicts: list[tuple[datetime, bool, str]] = []
     by_id: dict[str, Lease] = {}
     in_flight = 0
     for lease in leases:
         by_id[lease.id] = lease
         if lease.failure is not None and lease.failure.kind in BROKEN_POOL:
-            verdicts.append((lease.failed or lease.wanted, False, lease.id))
+            when = lease.failed or lease.wanted
+            if forgiven is None or when > forgiven:
+                verdicts.append((when, False, lease.id))
         elif lease.joined is not None:
             verdicts.append((lease.joined, True, lease.id))
         if lease.state in _BEFORE_JOIN and lease.failure is None:
@@ -76,7 +80,11 @@ def pool_health(leases: Iterable[Lease], now: datetime, policy: Policy) -> PoolH
 
 
 def offer_blocked_until(
-    offer: Offer, leases: Iterable[Lease], now: datetime, policy: Policy
+    offer: Offer,
+    leases: Iterable[Lease],
+    now: datetime,
+    policy: Policy,
+    forgiven: datetime | None = None,
 ) -> datetime | None:
     """When this offer may be tried again; None: now. A quota counts for the type in all zones."""
     failed: list[datetime] = []
@@ -90,7 +98,8 @@ def offer_blocked_until(
             failed.append(lease.failed)
         elif lease.joined is not None and same_zone:
             worked = max(worked, lease.joined) if worked else lease.joined
-    in_row = [instant for instant in failed if worked is None or instant > worked]
+    since = max((t for t in (worked, forgiven) if t is not None), default=None)
+    in_row = [instant for instant in failed if since is None or instant > since]
     if not in_row:
         return None
     until = max(in_row) + backoff(len(in_row), policy)

@@ -15,7 +15,7 @@ from burst.policy.money import accrued
 from gateway.api import models as m
 from gateway.enrol import EnrolServer
 from gateway.loops.answers import Answer
-from gateway.loops.burst import HOLD, BurstLoop, about
+from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop, about
 from gateway.loops.loop import LoopStatus
 from gateway.loops.network import NetworkLoop
 from gateway.sitefile import SiteFile
@@ -174,7 +174,9 @@ class View:
         return m.Drained(leases=tuple(drained), hold=self._hold())
 
     def resume(self) -> m.Drained:
+        """Lift a hold, and forget the failures so far: what caused them is said to be mended."""
         self._store.note(HOLD, "")
+        self._store.note(FORGIVEN, self._clock().isoformat())
         self._wake()
         return m.Drained(leases=(), hold=self._hold())
 

@@ -195,7 +195,7 @@ def drain(
 
 @app.command()
 def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
-    """Rent again, after `drain --all`."""
+    """Rent again, after `drain --all` or when the cause of a pause is mended."""
     value = ask(Client(socket), "POST", "resume")
     if output is Format.JSON:
         as_json(value)

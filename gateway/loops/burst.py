@@ -24,6 +24,7 @@ from gateway.store import Store
 
 log = logging.getLogger(__name__)
 
+FORGIVEN = "forgiven"  # the note in the store: failures up to this instant do not count
 HOLD = "hold"  # the note in the store: why nothing new is rented
 
 
@@ -118,6 +119,7 @@ class BurstLoop:
             self.farm = farm
         now = self._clock()
         heard = self._store.joins.heard()
+        forgiven = self._store.notes().get(FORGIVEN, "")
         view = self._network()
         return Facts(
             now=now,
@@ -133,6 +135,7 @@ class BurstLoop:
             budgets=self.books.budgets(),
             network_error=view.error,
             watching_since=self._watching_since(view),
+            forgiven=datetime.fromisoformat(forgiven) if forgiven else None,
         )
 
     def _watching_since(self, view: NetworkView) -> datetime:

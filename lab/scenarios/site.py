@@ -119,6 +119,7 @@ def site_file(
             "state": "sqlite:////var/lib/dvn/gateway.sqlite",
             "user": DAEMON_USER,
             "interval": "1s",
+            "answer_timeout": "45s",  # boto3 alone takes long to load on an emulated processor
             "enrol": {"address": GATEWAY, "port": ENROL_PORT, "heartbeat": "5s", "watchdog": "3m"},
         },
         "burst": {

@@ -345,3 +345,24 @@ def test_throttling_is_about_the_provider_until_it_is_over() -> None:
     lease = a_lease(setback=Failure(FailureClass.THROTTLED, "slow down"), retry_after=NOW + MINUTE)
     assert breaker.throttled_until([lease], NOW) == {"aws": NOW + MINUTE}
     assert breaker.throttled_until([lease], NOW + MINUTE) == {}
+
+
+def test_what_an_operator_has_mended_pauses_nobody() -> None:
+    policy = Policy(failures_to_pause=2)
+    failed = [
+        replace(
+            a_lease(LeaseState.FAILED),
+            id=f"{n:032x}",
+            joined=None,
+            failed=NOW - timedelta(minutes=n + 1),
+            failure=Failure(FailureClass.TUNNEL, "no packet"),
+        )
+        for n in range(2)
+    ]
+    paused = breaker.pool_health(failed, NOW, policy)
+    assert paused.paused_until is not None
+    mended = breaker.pool_health(failed, NOW, policy, forgiven=NOW)
+    assert (mended.paused_until, mended.failures) == (None, 0)
+    # What failed after that counts again.
+    half = breaker.pool_health(failed, NOW, policy, forgiven=NOW - timedelta(seconds=90))
+    assert (half.paused_until, half.failures) == (None, 1)
