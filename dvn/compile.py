@@ -24,7 +24,8 @@ from dvn.nat.zones import compile_zones
 from dvn.problems import SpecError
 from dvn.spec import Site
 from dvn.tunnels.gretap import compile_mss, compile_tunnels
-from dvn.vlans.bridges import compile_bridges, compile_forwarding
+from dvn.vlans.bridges import compile_bridges
+from dvn.vlans.forwarding import compile_forwarding
 from dvn.vlans.ports import compile_ports
 from dvn.vlans.uplinks import compile_uplinks
 

@@ -5,6 +5,7 @@ Level-triggered: each call looks at the whole kernel, compares, and acts on the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dvn import probe as probing
@@ -12,11 +13,12 @@ from dvn.compile import compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.driver import Kernel, KernelError
 from dvn.kernel.linux import LinuxKernel
-from dvn.kernel.state import KernelState
+from dvn.kernel.state import Host, KernelState, NftTable, View
 from dvn.kernel.steps import NftChange, Plan, Step, Writes
 from dvn.spec import Site
 from dvn.status import Applied, Probe, TunnelStatus
 from dvn.tunnels import dynamic
+from dvn.vlans import forwarding
 
 
 class ApplyError(RuntimeError):
@@ -70,7 +72,7 @@ class Engine:
     def destroy(self, site_name: str) -> Applied:
         """Remove everything that is stamped with the site's name. Raises as apply does."""
         with self._kernel.exclusive():
-            look = _Look(self._kernel.look(site_name).state, KernelState())
+            look = self._last_look(site_name)
             plan = look.plan()
             writes, _before = self._execute(site_name, plan, look)
             left = diff(self._kernel.look(site_name).state, KernelState())
@@ -117,11 +119,30 @@ class Engine:
 
     def _look(self, site: Site, keep_dynamic: bool) -> _Look:
         view = self._kernel.look(site.site)
-        compiled = compile_site(site, view.host, lenient=self._lenient)
-        keys = [sysctl.key for sysctl in compiled.state.sysctls]
+        host = self._with_sysctls(view, forwarding.switches(site, view.host))
+        compiled = compile_site(site, host, lenient=self._lenient)
+        back = forwarding.switched_back(
+            view.state, compiled.state, _keys(view.others), host.sysctls
+        )
+        wanted = replace(compiled.state, sysctls=(*back, *compiled.state.sysctls))
+        keys = [sysctl.key for sysctl in wanted.sysctls]
         observed = replace(view.state, sysctls=self._kernel.sysctls(keys))
-        desired = dynamic.keep_dynamic(observed, compiled.state) if keep_dynamic else compiled.state
+        desired = dynamic.keep_dynamic(observed, wanted) if keep_dynamic else wanted
         return _Look(observed, desired, compiled.notes)
+
+    def _last_look(self, site_name: str) -> _Look:
+        """The look of a site that is to go: what we switched on for it goes off."""
+        view = self._kernel.look(site_name)
+        host = self._with_sysctls(view, ())
+        back = forwarding.switched_back(view.state, KernelState(), _keys(view.others), host.sysctls)
+        observed = self._kernel.sysctls([sysctl.key for sysctl in back])
+        return _Look(replace(view.state, sysctls=observed), KernelState(sysctls=back))
+
+    def _with_sysctls(self, view: View, more: Iterable[forwarding.Switch]) -> Host:
+        """The host with what compile must know of the switches that are not ours."""
+        ours = _keys((*view.state.tables, *view.others))
+        values = self._kernel.sysctls(ours | {switch.key for switch in more})
+        return replace(view.host, sysctls={s.key: s.value for s in values}, switched=ours)
 
     def _execute(self, site_name: str, plan: Plan, look: _Look) -> tuple[Writes, KernelState]:
         """Do the plan. Returns the writes made and what undo would go back to."""
@@ -156,6 +177,10 @@ class Engine:
         except KernelError as error:
             return False, f"and it could not be undone: {error}"
         return True, "what was done is undone"
+
+
+def _keys(tables: Iterable[NftTable]) -> frozenset[str]:
+    return frozenset(switch.key for switch in forwarding.remembered(tables))
 
 
 def _short(step: Step) -> str:

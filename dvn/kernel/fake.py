@@ -73,13 +73,16 @@ class FakeKernel:
 
     def look(self, site: str) -> View:
         own = {n: link for n, link in self.links.items() if _site(link) == site}
+        others = tuple(table for key, table in self.tables.items() if key[1] != table_name(site))
+        taken = {e[-1] for table in others for s in table.sets if s.data for e in s.elements}
         state = KernelState(
             links=tuple(own.values()),
             ports=tuple(Port(name, m) for name, m in self.masters.items() if m in own),
             addresses=tuple(
                 address
                 for address in sorted(self.addresses, key=str)
-                if address.link in own or address.link in self.foreign
+                if address.link in own
+                or (address.link in self.foreign and address.address.split("/")[0] not in taken)
             ),
             tables=tuple(table for key, table in self.tables.items() if key[1] == table_name(site)),
             raised=frozenset(name for name, link in self.foreign.items() if link.up),
@@ -90,7 +93,7 @@ class FakeKernel:
                 name, link.params.kind, link.mtu, link.up, True, _site(link), link.master,
                 link.params.slot(),
             )  # fmt: skip
-        return View(Host(host_links, frozenset(self.foreign_addresses)), state)
+        return View(Host(host_links, frozenset(self.foreign_addresses)), state, others)
 
     def sites(self) -> tuple[str, ...]:
         return tuple(sorted({_site(link) for link in self.links.values()}))

@@ -144,7 +144,7 @@ class LinuxKernel:
             ),
             foreign_tables=foreign_tables,
         )
-        return View(host, state)
+        return View(host, state, tuple(others))
 
     def sites(self) -> tuple[str, ...]:
         links, _addresses = self._dumps()

@@ -250,6 +250,8 @@ class Host:
     links: Mapping[str, HostLink] = field(default_factory=dict)
     addresses: frozenset[str] = frozenset()
     foreign_tables: frozenset[tuple[str, str]] = frozenset()  # with our name, without our marker
+    sysctls: Mapping[str, str] = field(default_factory=dict)  # of others' interfaces we may switch
+    switched: frozenset[str] = frozenset()  # those that a site of ours switched, by key
 
 
 @dataclass(frozen=True)
@@ -258,3 +260,4 @@ class View:
 
     host: Host
     state: KernelState
+    others: tuple[NftTable, ...] = ()  # tables of our other sites

@@ -8,11 +8,12 @@ The *site* is every private address (RFC 1918, RFC 6598, RFC 4193, link-local) a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from dvn import addresses
 from dvn.kernel.state import (
+    LINK_GROUP,
     Element,
     Host,
     KernelState,
@@ -40,6 +41,15 @@ _FORWARD = (
     ),
     NftRule.of("iifname @networks jump leaving", "from a network"),
     NftRule.of("oifname @networks jump entering", "to a network"),
+    # Our other sites' networks are known by the group of their bridges.
+    NftRule.of(
+        f"meta nfproto ipv4 iifname @opened4 oifgroup != {LINK_GROUP} counter drop",
+        "forwarding here was switched on for the networks alone (IPv4)",
+    ),
+    NftRule.of(
+        f"meta nfproto @opened6 iifgroup != {LINK_GROUP} oifgroup != {LINK_GROUP} counter drop",
+        "forwarding was switched on for the networks alone (IPv6)",
+    ),
 )
 
 # The source check comes before any accept: an established flow is no licence to spoof.
@@ -117,13 +127,14 @@ _CHAINS = (
 )
 
 
-def compile_zones(site: Site, _host: Host) -> KernelState:
+def compile_zones(site: Site, host: Host) -> KernelState:
     """The filter table's chains and sets for all networks of the site."""
     rows = [
         (addresses.bridge_name(tenant, name), network) for tenant, name, network in site.networks()
     ]
     if not rows:
         return KernelState()
+    bridges = [bridge for bridge, _ in rows]
     outside = frozenset({(site.underlay.interface,)} if site.underlay else set())
     natted = [
         (bridge, address.version)
@@ -132,8 +143,10 @@ def compile_zones(site: Site, _host: Host) -> KernelState:
         for address in network.nat.snat
     ]
     sets = (
-        _names("networks", (bridge for bridge, _ in rows)),
-        NftSet("same", ("ifname", "ifname"), frozenset((b, b) for b, _ in rows)),
+        _names("networks", bridges),
+        NftSet(
+            "same", ("ifname", "ifname"), frozenset((b, b) for b in {*bridges, *_foreign(host)})
+        ),
         _names("open", (bridge for bridge, network in rows if network.access == "open")),
         _names("nat4", (bridge for bridge, version in natted if version == 4)),
         _names("nat6", (bridge for bridge, version in natted if version == 6)),
@@ -147,6 +160,11 @@ def compile_zones(site: Site, _host: Host) -> KernelState:
         NftSet("services", ("ifname", "inet_proto", "inet_service"), _services(rows)),
     )
     return KernelState(tables=(NftTable("inet", table_name(site.site), sets, _CHAINS),))
+
+
+def _foreign(host: Host) -> Iterator[str]:
+    """Bridges of others: what br_netfilter shows of their frames is not forwarded by us."""
+    return (link.name for link in host.links.values() if link.kind == "bridge" and not link.ours)
 
 
 def _names(name: str, bridges: Iterable[str]) -> NftSet:

@@ -56,25 +56,3 @@ def _sysctls(bridge: str) -> list[Sysctl]:
         Sysctl(f"{six}/accept_ra", "0"),
         Sysctl(f"{six}/accept_redirects", "0"),
     ]
-
-
-def compile_forwarding(site: Site, _host: Host) -> KernelState:
-    """Forwarding where replies come in; never for the whole host in IPv4.
-
-    IPv6 knows only the switch for all interfaces (ip6_forward looks at `all` alone), so it is set
-    when a network with IPv6 may leave. It stays set after destroy, as does the interfaces': others
-    may have come to rely on it.
-    """
-    interfaces: set[str] = set()
-    six = False
-    for _tenant, _name, network in site.networks():
-        if network.access == "open" or network.nat:
-            if site.underlay:
-                interfaces.add(site.underlay.interface)
-            if network.vlan and network.access == "open":
-                interfaces.add(network.vlan.uplink)
-            six = six or _has_ipv6(network)
-    sysctls = [Sysctl(f"net/ipv4/conf/{name}/forwarding", "1") for name in sorted(interfaces)]
-    if six:
-        sysctls.append(Sysctl("net/ipv6/conf/all/forwarding", "1"))
-    return KernelState(sysctls=tuple(sysctls))

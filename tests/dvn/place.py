@@ -2,7 +2,8 @@
 
 cms:   head 10.9.0.10 ──┐ VLAN 101                          ┌── cloud 203.0.113.7
                         tor ══802.1Q══ gw ──198.51.100.0/24── internet (192.0.2.1)
-atlas: disk 10.8.0.10 ──┘ VLAN 102     └─ gretap key 42 ────┘   inner 10.9.0.101
+atlas: disk 10.8.0.10 ──┘ VLAN 102  │  └─ gretap key 42 ────┘   inner 10.9.0.101
+                                    └─ ext0 ── stranger 192.168.77.2, who is not ours
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ def topology() -> Topology:
         nodes=(
             *machines,
             Switch("tor", {**access, "gw": Trunk((101, 102, 103))}),
-            Machine("gw", {"wan0": "198.51.100.1/24"}, {"default": "198.51.100.254"}),
+            Machine(
+                "gw",
+                {"wan0": "198.51.100.1/24", "ext0": "192.168.77.1/24"},
+                {"default": "198.51.100.254"},
+            ),
+            Machine("stranger", {"eth0": "192.168.77.2/24"}, {"default": "192.168.77.1"}),
             Router("internet", {"site": "198.51.100.254/24", "cloud": "203.0.113.254/24"}),
             Machine("cloud", {"eth0": "203.0.113.7/24"}, {"default": "203.0.113.254"}),
         ),
@@ -68,6 +74,7 @@ def topology() -> Topology:
             *(Link(f"{name}:eth0", f"tor:{name}") for name in ends),
             Link("tor:gw", "gw:lan0"),
             Link("gw:wan0", "internet:site"),
+            Link("gw:ext0", "stranger:eth0"),
             Link("internet:cloud", "cloud:eth0"),
         ),
     )

@@ -45,6 +45,7 @@ def a_kernel() -> FakeKernel:
     for name in ("wan0", "lan0", "tap3", "tap4", "tap5"):
         kernel.foreign[name] = HostLink(name, "", 1500, name == "wan0", False)
         kernel.values[f"net/ipv4/conf/{name}/forwarding"] = "0"
+        kernel.values[f"net/ipv6/conf/{name}/accept_ra"] = "1"
     kernel.values["net/ipv6/conf/all/forwarding"] = "0"
     kernel.foreign_addresses = {"198.51.100.1"}
     return kernel

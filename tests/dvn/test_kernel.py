@@ -322,6 +322,78 @@ def test_ipv6_crosses_between_a_network_and_the_site(applied: Place) -> None:
         )
 
 
+SWITCHES = (
+    "ipv4/conf/wan0/forwarding", "ipv4/conf/lan0/forwarding",
+    "ipv6/conf/all/forwarding", "ipv6/conf/wan0/accept_ra",
+)  # fmt: skip
+
+
+def test_foreign_traffic_finds_no_new_way(place: Place) -> None:
+    """Between wan0 and ext0, neither of them ours, with forwarding on in ext0 from the start."""
+
+    def switches() -> list[str]:
+        return place.gw("cd /proc/sys/net; cat " + " ".join(SWITCHES)).split()
+
+    def switch(*values: str) -> None:
+        pairs = zip(SWITCHES, values, strict=True)
+        place.gw("cd /proc/sys/net; " + "; ".join(f"echo {v} > {key}" for key, v in pairs))
+
+    def crosses() -> list[bool]:
+        return [place.pings("internet", target) for target in ("192.168.77.2", "fd00:77::2")]
+
+    def destroy() -> None:
+        place["gw"].inside(lambda: place.engine.destroy("cnaf"))
+
+    destroy()
+    place["internet"].script(
+        "ip address add fd00:5::254/64 dev site nodad; ip address add fe80::254/64 dev site nodad;"
+        "ip route add 192.168.77.0/24 via 198.51.100.1; ip route add fd00:77::/64 via fd00:5::1"
+    )
+    place["stranger"].script(
+        "ip address add fd00:77::2/64 dev eth0 nodad; ip address add fe80::2/64 dev eth0 nodad;"
+        "ip route add default via fd00:77::1"
+    )
+    outer = ("fd00:5::1/64 dev wan0", "fe80::1/64 dev wan0", "fd00:77::1/64 dev ext0",
+             "fe80::77/64 dev ext0")  # fmt: skip
+    place.gw("; ".join(f"ip address add {address} nodad" for address in outer))
+    place.gw("echo 1 > /proc/sys/net/ipv4/conf/ext0/forwarding")
+    try:
+        switch("0", "0", "0", "1")
+        assert crosses() == [False, False]
+        place.apply()
+        assert switches() == ["1", "1", "1", "2"]
+        assert crosses() == [False, False]
+        assert place.pings("head", OUTSIDE)
+        assert place.pings("stranger", "10.9.0.10")  # access: open, to the site's machines
+        assert place.plan() == ()
+        assert place["gw"].inside(lambda: Engine().plan(place.site)).steps == ()
+        # The control: the same packets, without our filter.
+        place.gw("nft flush chain inet dvn-cnaf forward")
+        assert crosses() == [True, True]
+        place.apply()
+        assert crosses() == [False, False]
+        destroy()
+        assert switches() == ["0", "0", "0", "1"]
+        assert place.gw("cat /proc/sys/net/ipv4/conf/ext0/forwarding").strip() == "1"
+        # Who had it on already keeps it, and what passes by it.
+        switch("1", "1", "1", "1")
+        place.apply()
+        assert crosses() == [True, True]
+        assert place.plan() == ()
+        assert switches() == ["1", "1", "1", "1"]
+        destroy()
+        assert switches() == ["1", "1", "1", "1"]
+        assert crosses() == [True, True]
+    finally:
+        switch("0", "0", "0", "1")
+        place.gw("; ".join(f"ip address delete {address}" for address in outer))
+        place.gw("echo 0 > /proc/sys/net/ipv4/conf/ext0/forwarding")
+        place["internet"].script(
+            "ip route delete 192.168.77.0/24; ip -6 route delete fd00:77::/64;"
+            "ip address delete fd00:5::254/64 dev site; ip address delete fe80::254/64 dev site"
+        )
+
+
 def test_a_lease_comes_and_goes(applied: Place) -> None:
     """Its tunnel is three steps, and nothing else is touched."""
     lease = Tunnel.model_validate(

@@ -1,0 +1,135 @@
+"""Forwarding: switched on where our networks need it, remembered, and of no use to anybody else.
+
+A switch of an interface that is not ours, or of the whole host, lets foreign packets through as
+well. What we switched on stands in sets of our nft table, whose rules drop what neither comes from
+nor goes to a network (nat/zones.py); those sets are also the memory of what to switch back. Where
+somebody else had switched it on, it stands in no set: foreign traffic stays as it was.
+
+The order: the set's element before the switch, the switch back before the element goes (diff.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from dvn.kernel.state import Element, Host, KernelState, NftSet, NftTable, Sysctl, table_name
+from dvn.spec import Network, Site
+
+OPENED4, OPENED6, ADVERTS = "opened4", "opened6", "adverts"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A sysctl that is not ours: its value before, the one we need, and its place in our memory."""
+
+    key: str
+    off: str
+    on: str
+    set: str
+    element: Element
+
+
+def _forwarding4(interface: str) -> Switch:
+    return Switch(f"net/ipv4/conf/{interface}/forwarding", "0", "1", OPENED4, (interface,))
+
+
+# IPv6 has one switch for all interfaces (net/ipv6/ip6_output.c, ip6_forward).
+_FORWARDING6 = Switch("net/ipv6/conf/all/forwarding", "0", "1", OPENED6, ("ipv6",))
+
+
+def _adverts(interface: str) -> Switch:
+    """A host that forwards ignores router advertisements unless told to heed them all the same
+    (accept_ra 2): without this it would lose its own IPv6 default route."""
+    return Switch(f"net/ipv6/conf/{interface}/accept_ra", "1", "2", ADVERTS, (interface,))
+
+
+def switches(site: Site, host: Host) -> tuple[Switch, ...]:
+    """What the site's networks need, in the order of switching on."""
+    interfaces: set[str] = set()
+    six = False
+    for _tenant, _name, network in site.networks():
+        for version in (4, 6):
+            if not _leaves(network, version):
+                continue
+            six = six or version == 6
+            if site.underlay:
+                interfaces.add(site.underlay.interface)
+            if network.vlan and network.access == "open":
+                interfaces.add(network.vlan.uplink)
+    there = sorted(name for name in interfaces if name in host.links)
+    four = [_forwarding4(name) for name in there]
+    return (*four, *(_adverts(name) for name in there if six), *([_FORWARDING6] if six else []))
+
+
+def _leaves(network: Network, version: int) -> bool:
+    """Whether packets of this family may leave the network."""
+    if not any(prefix.version == version for prefix in network.prefix):
+        return False
+    translated = network.nat is not None and any(a.version == version for a in network.nat.snat)
+    return network.access == "open" or translated
+
+
+def compile_forwarding(site: Site, host: Host) -> KernelState:
+    """The switches, and the memory of those that were off."""
+    wanted = [switch for switch in switches(site, host) if not _refused(switch, host)]
+    ours = [switch for switch in wanted if _is_ours(switch, host)]
+    if not next(site.networks(), None):
+        return KernelState()
+    table = NftTable(
+        "inet",
+        table_name(site.site),
+        sets=(
+            NftSet(OPENED4, ("ifname",), _elements(ours, OPENED4)),
+            NftSet(OPENED6, ("nf_proto",), _elements(ours, OPENED6)),
+            NftSet(ADVERTS, ("ifname",), _elements(ours, ADVERTS)),
+        ),
+    )
+    sysctls = tuple(Sysctl(switch.key, switch.on) for switch in wanted)
+    return KernelState(sysctls=sysctls, tables=(table,))
+
+
+def _refused(switch: Switch, host: Host) -> bool:
+    """Router advertisements are kept only where they were heeded, or have been kept by us; a host
+    that forwarded without us heeded none."""
+    if switch.set != ADVERTS:
+        return False
+    if not _is_ours(_FORWARDING6, host):
+        return True
+    value = host.sysctls.get(switch.key)
+    return value != switch.off and not (value == switch.on and switch.key in host.switched)
+
+
+def _is_ours(switch: Switch, host: Host) -> bool:
+    return host.sysctls.get(switch.key) != switch.on or switch.key in host.switched
+
+
+def _elements(some: Iterable[Switch], name: str) -> frozenset[Element]:
+    return frozenset(switch.element for switch in some if switch.set == name)
+
+
+def remembered(tables: Iterable[NftTable]) -> Iterator[Switch]:
+    """What the sets of our tables say that we switched, in the order of switching back."""
+    made = {ADVERTS: _adverts, OPENED4: _forwarding4}
+    found = [(s.name, element) for table in tables for s in table.sets for element in s.elements]
+    if (OPENED6, _FORWARDING6.element) in found:
+        yield _FORWARDING6
+    for name, element in sorted(found):
+        if name in made:
+            yield made[name](element[0])
+
+
+def switched_back(
+    observed: KernelState, desired: KernelState, elsewhere: frozenset[str], now: Mapping[str, str]
+) -> tuple[Sysctl, ...]:
+    """The values to restore: of what `observed` remembers and `desired` needs no more.
+
+    Left as it is: what another site of ours switched on too (`elsewhere`, keys), and what has not
+    our value any more (`now`).
+    """
+    needed = {switch.key for switch in remembered(desired.tables)} | set(desired.sysctl_values)
+    return tuple(
+        Sysctl(switch.key, switch.off)
+        for switch in remembered(observed.tables)
+        if switch.key not in needed | elsewhere and now.get(switch.key) == switch.on
+    )
