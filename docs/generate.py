@@ -43,9 +43,9 @@ or fish; `dvn --show-completion` prints it.
 | 1 | the kernel, the daemon or what was asked for says no; the message says why |
 | 2 | the command line, the site file or this host is not as it must be; nothing was changed |
 
-With `-o json` a command that succeeds writes one JSON value on standard output. When `validate`,
-`plan`, `apply`, `show` or `destroy` fails, that value is `{"ok": false, ...}` with the problems or
-the error; the commands that ask the daemon write one line on standard error instead.
+With `-o json` a command writes one JSON value on standard output. When it fails, that value is
+`{"ok": false, "error": "..."}`, for a wrong site file with a list of `problems`. The message for
+people is on standard error either way.
 """
 
 

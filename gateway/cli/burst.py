@@ -21,18 +21,18 @@ class Subject(StrEnum):
     POOL = "pool"
 
 
-def ask(client: Client, method: str, *path: str, **query: object) -> Any:
+def ask(client: Client, output: Format, method: str, *path: str, **query: object) -> Any:
     """The daemon's answer; ends the command with one message when there is none."""
     try:
         return client.get(*path, **query) if method == "GET" else client.post(*path, **query)
     except ApiFailure as error:
-        raise fail(str(error)) from None
+        raise fail(str(error), output) from None
 
 
 @app.command()
 def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
     """Show pools, machines by state, and money."""
-    value = ask(Client(socket), "GET", "status")
+    value = ask(Client(socket), output, "GET", "status")
     if output is Format.JSON:
         as_json({key: value[key] for key in ("hold", "leases", "pools", "budgets")})
         return
@@ -65,7 +65,7 @@ def leases(
     socket: Socket = None,
 ) -> None:
     """List borrowed machines."""
-    value = ask(Client(socket), "GET", "leases", ended=ended)
+    value = ask(Client(socket), output, "GET", "leases", ended=ended)
     if output is Format.JSON:
         as_json(value)
         return
@@ -96,7 +96,7 @@ def jobs(
     socket: Socket = None,
 ) -> None:
     """List jobs: where they run, why they wait."""
-    value = ask(Client(socket), "GET", "jobs")
+    value = ask(Client(socket), output, "GET", "jobs")
     if not every:
         value = [job for job in value if job["state"] not in ("done", "failed")]
     if output is Format.JSON:
@@ -141,7 +141,7 @@ def explain(
     Why a job is not moved, why nothing is rented, why a lease failed.
     """
     client = Client(socket)
-    value = _explanation(client, subject, kind)
+    value = _explanation(client, subject, kind, output)
     if output is Format.JSON:
         as_json(value)
         return
@@ -178,12 +178,12 @@ def drain(
     From now on they take no new job. Running jobs are not touched.
     """
     if (lease is None) != every:
-        raise fail("name one LEASE, or give --all", 2)
+        raise fail("name one LEASE, or give --all", output, 2)
     client = Client(socket)
     if lease is None:
-        value = ask(client, "POST", "drain", reason=reason)
+        value = ask(client, output, "POST", "drain", reason=reason)
     else:
-        value = ask(client, "POST", "leases", lease, "drain", reason=reason)
+        value = ask(client, output, "POST", "leases", lease, "drain", reason=reason)
     if output is Format.JSON:
         as_json(value)
         return
@@ -196,7 +196,7 @@ def drain(
 @app.command()
 def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
     """Rent again, after `drain --all` or when the cause of a pause is mended."""
-    value = ask(Client(socket), "POST", "resume")
+    value = ask(Client(socket), output, "POST", "resume")
     if output is Format.JSON:
         as_json(value)
     else:
@@ -206,7 +206,7 @@ def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
 @app.command()
 def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
     """Show what the next round would do."""
-    value = ask(Client(socket), "GET", "plan")
+    value = ask(Client(socket), output, "GET", "plan")
     if output is Format.JSON:
         as_json(value)
     elif not value["ready"]:
@@ -218,9 +218,9 @@ def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
             line(f"{step['action']:<10} {step['about']}")
 
 
-def _explanation(client: Client, subject: str, kind: Subject | None) -> Any:
+def _explanation(client: Client, subject: str, kind: Subject | None, output: Format) -> Any:
     if kind is not None:
-        return ask(client, "GET", "explain", kind, subject)
+        return ask(client, output, "GET", "explain", kind, subject)
     # Job ids are numbers nearly everywhere, so a job is looked for first.
     refusals = []
     for guess in ("job", "pool", "lease"):
@@ -230,7 +230,7 @@ def _explanation(client: Client, subject: str, kind: Subject | None) -> Any:
             refusals.append(str(error))
             if "/run" in str(error) or "socket" in str(error):
                 break
-    raise fail(refusals[0] if len(set(refusals)) == 1 else "; ".join(refusals))
+    raise fail(refusals[0] if len(set(refusals)) == 1 else "; ".join(refusals), output)
 
 
 def _counts(states: dict[str, int]) -> str:

@@ -55,14 +55,14 @@ def run(
     try:
         status = service.run(site, drain_on_exit=drain_on_exit, agent=not no_agent)
     except service.StartError as error:
-        raise fail(str(error)) from None
+        raise fail(str(error), Format.TEXT) from None
     raise typer.Exit(status)
 
 
 @app.command()
 def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
     """Show whether all the daemon needs is well."""
-    value = ask(Client(socket), "GET", "status")
+    value = ask(Client(socket), output, "GET", "status")
     if output is Format.JSON:
         as_json(value)
         return

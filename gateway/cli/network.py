@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from gateway.cli.output import Format, Output, as_json, counted, line, table
+from gateway.cli.output import Format, Output, as_json, counted, fail, line, table
 
 if TYPE_CHECKING:
     from dvn.engine import Engine
@@ -147,18 +147,15 @@ def _session(output: Format) -> Iterator[list[Located]]:
         yield placed
     except SpecError as error:
         problems = (error.placed(placed[0]) if placed else error).problems
+        lines = [str(problem) for problem in problems]
         if output is Format.JSON:
-            as_json({"ok": False, "problems": [_problem(problem) for problem in problems]})
-        else:
-            sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+            told = [_problem(problem) for problem in problems]
+            as_json({"ok": False, "error": "\n".join(lines), "problems": told})
+        sys.stderr.write("".join(f"{text}\n" for text in lines))
         raise typer.Exit(WRONG_INPUT) from None
     except (ApplyError, KernelError) as error:
-        if output is Format.JSON:
-            undone = error.undone if isinstance(error, ApplyError) else True
-            as_json({"ok": False, "error": str(error), "unchanged": undone})
-        else:
-            sys.stderr.write(f"dvn: {error}\n")
-        raise typer.Exit(RUNTIME_FAILURE) from None
+        undone = error.undone if isinstance(error, ApplyError) else True
+        raise fail(str(error), output, RUNTIME_FAILURE, unchanged=undone) from None
 
 
 def _problem(problem: Any) -> dict[str, Any]:

@@ -42,8 +42,13 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def fail(message: str, status: int = 1) -> typer.Exit:
-    """Print the message on stderr; `raise fail(...)` ends the command."""
+def fail(message: str, output: Format, status: int = 1, **more: Any) -> typer.Exit:
+    """Print the message on stderr, and for programs as JSON with `more` on stdout.
+
+    `raise fail(...)` ends the command.
+    """
+    if output is Format.JSON:
+        as_json({"ok": False, "error": message, **more})
     sys.stderr.write(f"dvn: {message}\n")
     return typer.Exit(status)
 

@@ -82,6 +82,20 @@ def test_as_json(kernel: FakeKernel) -> None:
     answer = json.loads(result.stdout)
     assert answer["ok"] is False
     assert [problem["line"] for problem in answer["problems"]] == [8]
+    assert result.stderr == f"{answer['error']}\n"
+    assert ":8: " in answer["error"]
+
+
+def test_what_the_kernel_refuses_as_json(kernel: FakeKernel, tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("site: cnaf\ntenants: {cms: {networks: {farm: {prefix: 10.9.9.0/24}}}}\n")
+    kernel.fail = lambda _step: True
+    result = CliRunner().invoke(network.app, ["apply", str(file), "-o", "json"])
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert answer["ok"] is False
+    assert "told to fail" in answer["error"]
+    assert result.stderr == f"dvn: {answer['error']}\n"
 
 
 def test_a_right_file_passes_all_commands(kernel: FakeKernel, tmp_path: Path) -> None:

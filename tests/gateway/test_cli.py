@@ -167,6 +167,24 @@ def test_without_a_daemon_there_is_one_clear_message(arguments: list[str], tmp_p
     )
 
 
+def assert_refused(stdout: str, stderr: str) -> None:
+    """Programs read the same message as people."""
+    answer = json.loads(stdout)
+    assert answer["ok"] is False
+    assert stderr == f"dvn: {answer['error']}\n"
+
+
+@pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
+def test_a_failure_is_json_too(arguments: list[str], tmp_path: Path) -> None:
+    socket = str(tmp_path / "gateway.sock")
+    result = CliRunner().invoke(app, [*arguments, "--socket", socket, "-o", "json"])
+    assert result.exit_code == 1
+    assert_refused(result.stdout, result.stderr)
+    result = CliRunner().invoke(app, ["burst", "drain", "-o", "json"])
+    assert result.exit_code == 2
+    assert_refused(result.stdout, result.stderr)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["burst", "drain"], ["burst", "drain", "x", "--all"], ["burst", "nosuch"], ["nosuch"]],
@@ -224,8 +242,9 @@ def test_an_unknown_subject_is_said_so(daemon: SiteFile) -> None:
     assert "no pool 'nosuch'" in result.stderr
     assert "no lease 'nosuch'" in result.stderr
     result = CliRunner().invoke(app, ["burst", "drain", "nosuch", *where, "-o", "json"])
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.exit_code == 1
     assert "no lease 'nosuch'" in result.stderr
+    assert_refused(result.stdout, result.stderr)
 
 
 def test_a_client_that_comes_early_waits(tmp_path: Path) -> None:
