@@ -144,15 +144,30 @@ def test_any_failing_part_fails_the_test_run(tmp_path: Path, fails: str, status:
     log = (tmp_path / "log").read_text()
     assert "-m pytest -n auto" in log
     assert "lab.kernel -- " in log  # the later part runs also when the earlier failed
-    assert "--collect-only" not in log
 
 
 def test_long_and_marks_reach_both_parts(tmp_path: Path) -> None:
     _with_functions(f"python={_shim(tmp_path, 'nothing')}; test_all --long -m 'whole or x' -k some")
     log = (tmp_path / "log").read_text().splitlines()
+    assert log[0].startswith("-m pytest")
     assert "-m not kernel and not whole  and (whole or x) --long -k some" in log[0]
-    assert any("lab.kernel" in line and line.endswith("--long -k some") for line in log)
+    (inside,) = [line for line in log if "lab.kernel" in line]
+    assert inside.count("--long -k some") == 2
     assert not any("not long" in line or "ruff" in line for line in log)
+
+
+def test_the_kernel_part_reads_only_the_files_it_needs(tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/log\ncase "$*" in\n'
+        '*"collect-only"*"-m whole"*) exit 5;;\n'
+        "*collect-only*) echo tests/a/test_x.py: 3; echo tests/test_y.py: 1;;\nesac\n"
+    )
+    shim.chmod(0o755)
+    assert _with_functions(f"python={shim}; test_all").returncode == 0
+    (inside,) = [line for line in (tmp_path / "log").read_text().splitlines() if " inside " in line]
+    assert "tests/a/test_x.py tests/test_y.py" in inside
+    assert inside.count(" inside ") == 1  # no file has a story
 
 
 def test_a_choice_of_nothing_fails(tmp_path: Path) -> None:
