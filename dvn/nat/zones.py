@@ -112,6 +112,13 @@ _GATEWAY = (
     ),
     NftRule.of("counter drop", "the gateway's own services are closed by default"),
 )
+_OUTPUT = (
+    NftRule.of(
+        # RFC 792: 8 octets of ICMP, then the packet in question; octet 9 of that is its protocol.
+        "oifname @outside icmp type destination-unreachable @th,136,8 47 counter drop",
+        "nobody is told which GRE tunnels are not there",
+    ),
+)
 _MSS = (
     NftRule.of(f"iifname @networks {_SYN}", "TCP from a network fits the path both ways"),
     NftRule.of(f"oifname @networks {_SYN}", "TCP to a network fits the path both ways"),
@@ -124,6 +131,7 @@ _CHAINS = (
     NftChain("entering", _ENTERING),
     NftChain("input", _INPUT, "filter", "input", 0, "accept"),
     NftChain("gateway", _GATEWAY),
+    NftChain("output", _OUTPUT, "filter", "output", 0, "accept"),
 )
 
 

@@ -61,11 +61,20 @@ def tunnel_name(lease: Lease) -> str:
     return f"l{lease.id[:15]}"
 
 
+def has_tunnel(lease: Lease) -> bool:
+    """From when its machine has shown its token until it is gone.
+
+    Not before: until then the address may be somebody else's (cloud addresses are used again), and
+    a machine that has no tunnel yet would answer our packets with ICMP errors.
+    """
+    return lease.state in _TUNNELLED and bool(lease.underlay) and lease.enrolled is not None
+
+
 def wanted_tunnels(leases: Iterable[Lease]) -> tuple[Tunnel, ...]:
-    """One for each lease whose machine has an address and is not gone yet."""
+    """One for each lease that has one now; a lease with an impossible address is left out."""
     tunnels = []
     for lease in leases:
-        if lease.state not in _TUNNELLED or not lease.underlay:
+        if not has_tunnel(lease):
             continue
         try:
             remote = IPv4Address(lease.underlay)
@@ -121,7 +130,7 @@ class NetworkLoop:
         try:
             if tunnels != self._applied or self._due is None or now >= self._due:
                 self._apply(tunnels, now)
-            self._observe([lease for lease in leases if lease.state in _TUNNELLED])
+            self._observe([lease for lease in leases if has_tunnel(lease)])
         except (AgentUnavailable, AgentError, SpecError) as error:
             self._applied = None
             self._failed(str(error))
@@ -157,7 +166,7 @@ class NetworkLoop:
 
     def _observe(self, leases: Sequence[Lease]) -> None:
         now = self._clock()
-        wanted = {lease.id: lease for lease in leases if lease.underlay}
+        wanted = {lease.id: lease for lease in leases}
         self._watches = {
             lease_id: self._watches.get(lease_id) or Watch.begin(now) for lease_id in wanted
         }

@@ -4,9 +4,11 @@ SITEFILE WORLD`. Only what is outside of the daemon is replaced."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from burst.model import Lease
+from burst.model import Lease, Machine, MachineState
 from gateway import logs, service, sitefile
 from gateway.parts import Joining, Parts
 from gateway.sitefile import SiteFile
@@ -73,8 +75,28 @@ def write_site(directory: Path) -> SiteFile:
     return sitefile.load(path)
 
 
+class Enrolling(FakeProvider):
+    """Its machines enrol as soon as they run: what the enrolment server would write is written."""
+
+    def __init__(self, world: World, name: str, stores: list[Store]) -> None:
+        super().__init__(world, name)
+        self._stores = stores
+
+    def machines(self) -> Sequence[Machine]:
+        listed = super().machines()
+        for store in self._stores:
+            for machine in listed:
+                if machine.state is MachineState.RUNNING:
+                    store.joins.enrolled(machine.lease_id, datetime.now(UTC))
+        return listed
+
+
 def fake_parts(world: World) -> Parts:
+    stores: list[Store] = []  # the daemon's, once it has one
+
     def joining(_file: SiteFile, store: Store) -> Joining:
+        stores.append(store)
+
         def minted(lease: Lease) -> str:
             return user_data(lease)
 
@@ -83,7 +105,7 @@ def fake_parts(world: World) -> Parts:
     return Parts(
         agent=lambda _file: FakeAgent(world),
         lrms=lambda _config: FakeLrms(world),
-        provider=lambda _file, name: FakeProvider(world, name),
+        provider=lambda _file, name: Enrolling(world, name, stores),
         joining=joining,
     )
 

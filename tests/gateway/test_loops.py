@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -250,14 +250,16 @@ def make_loop(round_: Callable[[], None], interval: timedelta) -> Loop:
 @pytest.mark.parametrize("state", LeaseState)
 def test_which_leases_have_a_tunnel(state: LeaseState) -> None:
     without = {LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.GONE, LeaseState.FAILED}
-    tunnels = wanted_tunnels([lease(1, state=state, underlay="203.0.113.7")])
-    assert bool(tunnels) == (state not in without)
-    assert wanted_tunnels([lease(1, state=state)]) == ()
+    enrolled = lease(1, state=state, underlay="203.0.113.7", enrolled=T0)
+    assert bool(wanted_tunnels([enrolled])) == (state not in without)
+    assert wanted_tunnels([replace(enrolled, underlay="")]) == ()
+    # A machine that has not shown its token may be anybody's.
+    assert wanted_tunnels([replace(enrolled, enrolled=None)]) == ()
 
 
 def test_an_odd_underlay_address_is_left_out() -> None:
-    good = lease(1, state=LeaseState.JOINED, underlay="203.0.113.7")
-    bad = lease(2, state=LeaseState.JOINED, underlay="ip-10-0-0-1.internal")
+    good = lease(1, state=LeaseState.JOINED, underlay="203.0.113.7", enrolled=T0)
+    bad = lease(2, state=LeaseState.JOINED, underlay="ip-10-0-0-1.internal", enrolled=T0)
     assert [tunnel.name for tunnel in wanted_tunnels([good, bad])] == [tunnel_name(good)]
 
 
@@ -268,8 +270,8 @@ def test_a_tunnel_that_cannot_be_does_not_keep_out_the_others() -> None:
             "tenants: {cms: {networks: {farm: {prefix: 10.9.0.0/24}}}}\n"
         )
     )
-    good = lease(1, state=LeaseState.JOINED, underlay="203.0.113.7")
-    bad = lease(2, state=LeaseState.JOINED, underlay="203.0.113.8", network="nosuch")
+    good = lease(1, state=LeaseState.JOINED, underlay="203.0.113.7", enrolled=T0)
+    bad = lease(2, state=LeaseState.JOINED, underlay="203.0.113.8", enrolled=T0, network="nosuch")
     loop = NetworkLoop(
         site=site,
         agent=None,  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ API = "203.0.113.250"
 def test_the_same_queued_jobs_run_remote_and_only_gre_and_tls_cross_the_internet(
     story: Story, tmp_path: Path
 ) -> None:
-    tasks = work.flash(JOBS, size=30_000)
+    tasks = work.flash(JOBS, size=40_000)
     right = work.expected(tasks)
     pcap = tmp_path / "internet.pcap"
     with net.capture(story.internet, "site", pcap):

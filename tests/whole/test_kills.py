@@ -1,17 +1,20 @@
 """SIGKILL at twenty seeded moments across bursts: no job lost or run twice, nothing left.
 
-The moments are seeded, in time since the daemon's process began: some fall into its start, some
-into the launch, the join, the run and the return of machines. Whenever the flash of the moment has
-ended and its machines are back, the next one is submitted, so that every kill finds work going on.
+The moments are seeded: half of them in time since the daemon's process began, half since its
+loops did. So some fall into its start, some into the launch, the join, the run and the return of
+machines. Whenever the flash of the moment has ended, the next one is submitted, so that every kill
+finds work going on.
 """
 
 from __future__ import annotations
 
 import random
 import subprocess
+from functools import partial
 
 import pytest
 
+from lab.process import wait_for
 from lab.scenarios import work
 from lab.scenarios.story import Story
 
@@ -19,13 +22,13 @@ pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("whole"), pytest.mark.t
 
 KILLS = 20
 SEED = 2012
-FLASH = 6
+FLASH = 8
 
 
 def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story: Story) -> None:
     moments = random.Random(SEED)
     flashes: list[tuple[int, list[str]]] = []
-    tasks = work.flash(FLASH, size=30_000)
+    tasks = work.flash(FLASH, size=60_000)
     right = work.expected(tasks)
     seen_states: set[str] = set()
 
@@ -33,12 +36,21 @@ def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story:
         ids = story.submit(tasks)
         flashes.append((len(flashes), ids))
 
+    def starts() -> int:
+        return story.daemon_log().count("event=started")
+
+    def begun(before: int) -> bool:
+        return starts() > before
+
     first_directory = story.directories
     submit()
     for kill in range(KILLS):
+        seen = starts()
         story.start_daemon(wait=False)
-        # Half of the kills come while the daemon starts and looks round for the first time.
-        limit = moments.uniform(0.5, 12) if kill % 2 else moments.uniform(8, 30)
+        # Half of the kills come while the daemon starts, half while its loops work.
+        limit = moments.uniform(0.5, 12)
+        if kill % 2 == 0:
+            wait_for(partial(begun, seen), 90, what="the daemon's loops", interval=0.2)
         with pytest.raises(subprocess.TimeoutExpired):  # else it ended by itself: a defect
             story.daemon.wait(limit)
         seen_states |= {lease["state"] for lease in story.leases()}
