@@ -376,6 +376,9 @@ def _set_up() -> None:
         wanted = " ".join(f"+{name}" for name in known.read().split())
     with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as enabled:
         enabled.write(wanted)
+    # No gre0, sit0 and their like in every new namespace; it can be said here only, in the first.
+    with open("/proc/sys/net/core/fb_tunnels_only_for_init_net", "w") as only:
+        only.write("2")
     socket.sethostname("lab")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         # SIOCSIFFLAGS with IFF_UP | IFF_RUNNING (netdevice(7))
