@@ -62,7 +62,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=24, help="how many (default 24)")
     parser.add_argument(
-        "--size", type=int, default=20_000, help="numbers each job looks at (default 20000)"
+        "--size", type=int, default=40_000, help="numbers each job looks at (default 40000)"
     )
     parser.add_argument("--machines", type=int, default=4, help="at most so many borrowed")
     parser.add_argument(
@@ -82,7 +82,7 @@ def play(
     display: Display,
     *,
     jobs: int = 24,
-    size: int = 20_000,
+    size: int = 40_000,
     machines: int = 4,
     core_share: float = 0.25,
     compare: bool = True,
