@@ -16,7 +16,7 @@ from lab.scenarios.report import JobRow, LeaseRow, Report
 _LOCAL, _REMOTE, _WAIT, _BOOT, _TUNNEL, _JOINED = (
     "#4c78a8", "#f58518", "#d9d9d9", "#e7cfa9", "#c5b0d5", "#dff0d8",
 )  # fmt: skip
-_ROW, _LEFT, _WIDTH, _TOP = 15, 190, 860, 46
+_ROW, _LEFT, _WIDTH, _TOP = 15, 235, 860, 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def topology(boxes: tuple[Box, ...], wires: tuple[Wire, ...]) -> str:
     place = {box.name: box for box in boxes}
     if len(place) != len(boxes):
         raise ValueError("two boxes of one name in the topology picture")
-    dx, dy, w, h = 190, 92, 150, 50
+    dx, dy, w, h = 240, 92, 180, 50
     parts: list[str] = []
     for wire in wires:
         a, b = place[wire.a], place[wire.b]
