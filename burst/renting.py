@@ -58,7 +58,7 @@ def _rent_for(paper: Round, queue: Queue, pool: Pool, claimed: set[str]) -> None
         if candidate.job.id not in paper.answers:
             text = f"pool {pool.name} has a machine for it, or one is on its way"
             paper.answer(candidate.job.id, "on-the-way", text)
-    bar = _rent_machines(paper, pool, left, claimed) if left else None
+    bar = _rent_machines(paper, pool, left, claimed) if left else _standing_bar(paper, pool)
     _explain_pool(paper, pool, needy, left, bar)
     for candidate in left:
         if candidate.job.id not in paper.answers and bar is not None:
@@ -112,6 +112,12 @@ def _rent_machines(
                 f"{bought.lease.price_per_hour} an hour is asked for, lease {bought.lease.id[:8]}",
             )
     return bar
+
+
+def _standing_bar(paper: Round, pool: Pool) -> Bar | None:
+    """What would keep the pool from renting if there were work: a pause shows also when idle."""
+    trip = _set_out(paper, pool, [])
+    return trip if isinstance(trip, Bar) else None
 
 
 def _answer(paper: Round, candidate: Candidate, code: str, message: str) -> None:

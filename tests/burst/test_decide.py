@@ -387,6 +387,9 @@ def test_the_missing_rule_pauses_the_pool_after_k_and_the_job_stays_here() -> No
         for n in range(1, 4)
     )
     paused = decided(facts(a_job("7", 60), leases=broken))
+    assert why(paused, "pool", POOL.name)[0] == "pool-paused"
+    idle = decided(facts(leases=broken))
+    assert why(idle, "pool", POOL.name)[0] == "pool-paused", "it says so also with no work"
     assert only(paused, Want) == []
     code, message = why(paused, "job", "7")
     assert code == "pool-paused"

@@ -26,7 +26,7 @@ def test_without_the_rule_the_lease_fails_by_tunnel_and_with_it_the_jobs_run_rem
     try:
         story.start_daemon()
         before |= {lease["id"] for lease in story.leases()}
-        ids = story.submit(work.flash(12, size=60_000))
+        ids = story.submit(work.flash(20, size=60_000))
 
         def failed() -> list[dict[str, Any]]:
             new = [lease for lease in story.leases() if lease["id"] not in before]
