@@ -291,4 +291,6 @@ def _make_entry(root: Path, head: dict[str, object]) -> int | None:
         target.symlink_to(str(head["link"]))
         return None
     mode = int(str(head["mode"])) & 0o777
-    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    os.fchmod(descriptor, mode)  # whatever this process's umask is
+    return descriptor

@@ -202,7 +202,8 @@ def test_the_account_is_prepared_as_the_page_says(
         assert rule["IpProtocol"] == "47"
         assert rule["IpRanges"] == [{"CidrIp": "198.51.100.1/32"}]
         (subnet,) = ec2.describe_subnets(SubnetIds=[made["subnet"]])["Subnets"]
-        filters = [{"Name": "vpc-id", "Values": [subnet["VpcId"]]}]
-        (table,) = ec2.describe_route_tables(Filters=filters)["RouteTables"]
+        (table,) = ec2.describe_route_tables(
+            Filters=[{"Name": "vpc-id", "Values": [subnet["VpcId"]]}]
+        )["RouteTables"]
         ways = {route["DestinationCidrBlock"]: route["GatewayId"] for route in table["Routes"]}
         assert ways["0.0.0.0/0"].startswith("igw-")
