@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, settings
 
 from lab.kernel.vm import MARK
 
-
 # The machines are shared and their speed changes by the minute: how long a case takes, or its
 # generation, says nothing of the code.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
