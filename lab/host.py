@@ -157,7 +157,9 @@ class Host:
             raise HostDownError(f"host {self.name} is off")
         try:
             linux.setns(self._pidfd, namespaces)
-        except ProcessLookupError as error:
+        except OSError as error:
+            if self._alive and not isinstance(error, ProcessLookupError):
+                raise
             raise HostDownError(f"host {self.name} is off: its pid 1 died") from error
 
     def spawn(
@@ -204,9 +206,14 @@ class Host:
             if sink is not None:
                 sink.close()
         with self._lock:
-            self._children = [c for c in self._children if c.poll() is None]
-            self._children.append(child)
-        return child
+            if self._alive:
+                self._children = [c for c in self._children if c.poll() is None]
+                self._children.append(child)
+                return child
+        # Killed meanwhile, and kill() did not know this child: unreaped, it would keep the host's
+        # pid namespace, and whoever waits for that, for good.
+        child.wait(timeout=30)
+        raise HostDownError(f"host {self.name} is off")
 
     def run(
         self,

@@ -172,8 +172,9 @@ class Hypervisor:
                 self.on(instance.id)
                 self._first_boot(instance)
             by_guest = instance.wait_for_end(instance.host)
-        except LabError as error:
+        except (LabError, OSError) as error:
             instance.error = str(error)
+            by_guest = instance.host is not None and not instance.host.alive
         finally:
             self._consoles[instance.id] = instance.error or instance.console()
             if instance.host is not None:
