@@ -122,6 +122,7 @@ class Command:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
+            os.umask(int(str(self._order["umask"])))
             os.setsid()
             if tty:
                 import fcntl

@@ -141,6 +141,15 @@ def test_furniture(shell: Shell) -> None:
 
 
 @in_one_vm
+def test_the_mask_of_new_files_is_ours(shell: Shell) -> None:
+    before = os.umask(0o027)
+    try:
+        assert shell("sh", "-c", "umask") == (0, "0027\n", "")
+    finally:
+        os.umask(before)
+
+
+@in_one_vm
 def test_the_clock_is_the_hosts(shell: Shell) -> None:
     before = int(subprocess.check_output(["date", "+%s"]))
     guest = int(shell("date", "+%s")[1])
