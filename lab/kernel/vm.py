@@ -277,7 +277,7 @@ class Vm:
 
 
 def _umask() -> int:
-    """This process's, without the moment of another that asking umask(2) means for other threads."""
+    """This process's; asking umask(2) would change it for a moment, under other threads."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
