@@ -1,12 +1,11 @@
 """(site, host) -> KernelState, by named passes. Pure.
 
-Each pass looks at the spec and at facts of the host, and returns objects; `merge` puts them
-together. A new feature is a new pass.
+Each pass looks at the spec and at facts of the host, and returns objects (passes.py); `merge` puts
+them together. A new feature is a new pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dvn.hostcheck import host_problems
@@ -19,28 +18,18 @@ from dvn.kernel.state import (
     alias,
     merge,
 )
-from dvn.nat.snat import compile_snat
-from dvn.nat.zones import compile_zones
+from dvn.nat.snat import SNAT
+from dvn.nat.zones import ZONES
+from dvn.passes import Context, Pass
 from dvn.problems import SpecError
 from dvn.spec import Site
-from dvn.tunnels.gretap import compile_mss, compile_tunnels
-from dvn.vlans.bridges import compile_bridges
-from dvn.vlans.forwarding import compile_forwarding
-from dvn.vlans.ports import compile_ports
-from dvn.vlans.uplinks import compile_uplinks
+from dvn.tunnels.gretap import TUNNELS_PASS
+from dvn.vlans.bridges import BRIDGES
+from dvn.vlans.forwarding import FORWARDING
+from dvn.vlans.ports import PORTS
+from dvn.vlans.uplinks import UPLINKS
 
-Pass = Callable[[Site, Host], KernelState]
-
-PASSES: tuple[tuple[str, Pass], ...] = (
-    ("bridges", compile_bridges),
-    ("uplinks", compile_uplinks),
-    ("ports", compile_ports),
-    ("tunnels", compile_tunnels),
-    ("mss", compile_mss),
-    ("zones", compile_zones),
-    ("snat", compile_snat),
-    ("forwarding", compile_forwarding),
-)
+PASSES: tuple[Pass, ...] = (BRIDGES, UPLINKS, PORTS, TUNNELS_PASS, ZONES, SNAT, FORWARDING)
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,8 @@ def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
     problems, notes = host_problems(site, host)
     if problems or (notes and not lenient):
         raise SpecError([*problems, *notes])
-    state = merge(compile_pass(site, host) for _name, compile_pass in PASSES)
+    context = Context(site, host)
+    state = merge(part for each in PASSES for part in each.parts(context))
     tables = tuple(_marked(table, site.site) for table in state.tables)
     return Compiled(replace(state, tables=tables), tuple(str(note) for note in notes))
 

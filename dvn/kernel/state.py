@@ -198,35 +198,50 @@ class KernelState:
 
 
 def merge(parts: Iterable[KernelState]) -> KernelState:
-    """One state of the parts that the passes made; parts of one nft table become one table."""
+    """One state of the parts that the passes made.
+
+    Parts of one nft table become one table; of one set, its elements together. What two networks
+    both need, such as an outside address, is there once.
+    """
     links: list[Link] = []
     ports: list[Port] = []
-    addresses: list[Address] = []
+    addresses: dict[Address, None] = {}
     sysctls: dict[str, Sysctl] = {}
-    tables: dict[tuple[str, str], NftTable] = {}
+    tables: dict[tuple[Literal["inet", "bridge"], str], _Tables] = {}
     raised: set[str] = set()
     for part in parts:
         links += part.links
         ports += part.ports
-        addresses += part.addresses
+        addresses |= dict.fromkeys(part.addresses)
         sysctls |= {sysctl.key: sysctl for sysctl in part.sysctls}
         raised |= part.raised
         for table in part.tables:
-            key = (table.family, table.name)
-            have = tables.get(key)
-            tables[key] = (
-                replace(have, sets=have.sets + table.sets, chains=have.chains + table.chains)
-                if have
-                else table
-            )
+            tables.setdefault((table.family, table.name), _Tables()).add(table)
     return KernelState(
         tuple(links),
         tuple(ports),
         tuple(addresses),
         tuple(sysctls.values()),
-        tuple(tables.values()),
+        tuple(parts_.table(family, name) for (family, name), parts_ in tables.items()),
         frozenset(raised),
     )
+
+
+class _Tables:
+    """The parts of one table, put together."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, tuple[NftSet, set[Element]]] = {}
+        self._chains: list[NftChain] = []
+
+    def add(self, table: NftTable) -> None:
+        self._chains += table.chains
+        for each in table.sets:
+            self._sets.setdefault(each.name, (each, set()))[1].update(each.elements)
+
+    def table(self, family: Literal["inet", "bridge"], name: str) -> NftTable:
+        sets = (replace(first, elements=frozenset(all_)) for first, all_ in self._sets.values())
+        return NftTable(family, name, tuple(sets), tuple(self._chains))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ added to the underlay's interface, marked by its address protocol as ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dvn.kernel.state import (
     Address,
     Element,
-    Host,
     KernelState,
     NftChain,
     NftRule,
@@ -18,6 +19,7 @@ from dvn.kernel.state import (
     NftTable,
     table_name,
 )
+from dvn.passes import EMPTY, Context, NetworkOf, Pass
 from dvn.spec import Site
 
 _RULES = (
@@ -29,28 +31,34 @@ _RULES = (
 )
 
 
-def compile_snat(site: Site, host: Host) -> KernelState:
-    """The NAT chain, its maps, and the addresses they translate to."""
-    four: set[Element] = set()
-    six: set[Element] = set()
-    found: dict[str, Address] = {}
-    for _tenant, _name, network in site.networks():
-        for address in network.nat.snat if network.nat else ():
-            for prefix in network.prefix:
-                if prefix.version == address.version:
-                    (four if address.version == 4 else six).add((str(prefix), str(address)))
-            if site.underlay and str(address) not in host.addresses:
-                length = 32 if address.version == 4 else 128
-                found[str(address)] = Address(site.underlay.interface, f"{address}/{length}")
-    if not next(site.networks(), None):
-        return KernelState()
-    table = NftTable(
-        "inet",
-        table_name(site.site),
-        sets=(
-            NftSet("snat4", ("ipv4_addr",), frozenset(four), "ipv4_addr", interval=True),
-            NftSet("snat6", ("ipv6_addr",), frozenset(six), "ipv6_addr", interval=True),
-        ),
-        chains=(NftChain("postrouting", _RULES, "nat", "postrouting", 100, "accept"),),
+def _frame(context: Context) -> KernelState:
+    chain = NftChain("postrouting", _RULES, "nat", "postrouting", 100, "accept")
+    return KernelState(tables=(_table(context.site, {4: set(), 6: set()}, chain),))
+
+
+def _network(context: Context, owned: NetworkOf) -> KernelState:
+    """Elements of the maps, and the addresses they translate to."""
+    network, site = owned.network, context.site
+    if network.nat is None:
+        return EMPTY
+    elements: dict[int, set[Element]] = {4: set(), 6: set()}
+    found = []
+    for address in network.nat.snat:
+        for prefix in network.prefix:
+            if prefix.version == address.version:
+                elements[prefix.version].add((str(prefix), str(address)))
+        if site.underlay and str(address) not in context.host.addresses:
+            length = 32 if address.version == 4 else 128
+            found.append(Address(site.underlay.interface, f"{address}/{length}"))
+    return KernelState(addresses=tuple(found), tables=(_table(site, elements),))
+
+
+def _table(site: Site, elements: Mapping[int, set[Element]], *chains: NftChain) -> NftTable:
+    sets = tuple(
+        NftSet(f"snat{version}", (kind,), frozenset(elements[version]), kind, interval=True)
+        for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
     )
-    return KernelState(tables=(table,), addresses=tuple(found.values()))
+    return NftTable("inet", table_name(site.site), sets, chains)
+
+
+SNAT = Pass("snat", frame=_frame, network=_network)

@@ -8,10 +8,9 @@ The *site* is every private address (RFC 1918, RFC 6598, RFC 4193, link-local) a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
-from dvn import addresses
 from dvn.kernel.state import (
     LINK_GROUP,
     Element,
@@ -23,7 +22,7 @@ from dvn.kernel.state import (
     NftTable,
     table_name,
 )
-from dvn.spec import Network, Site
+from dvn.passes import Context, NetworkOf, Pass
 from dvn.values import Prefix
 
 PRIVATE4 = tuple(
@@ -135,48 +134,66 @@ _CHAINS = (
 )
 
 
-def compile_zones(site: Site, host: Host) -> KernelState:
-    """The filter table's chains and sets for all networks of the site."""
-    rows = [
-        (addresses.bridge_name(tenant, name), network) for tenant, name, network in site.networks()
-    ]
-    if not rows:
-        return KernelState()
-    bridges = [bridge for bridge, _ in rows]
+def _frame(context: Context) -> KernelState:
+    """Chains, and the sets that no network grows; those of the networks are empty here."""
+    site = context.site
     outside = frozenset({(site.underlay.interface,)} if site.underlay else set())
-    natted = [
-        (bridge, address.version)
-        for bridge, network in rows
-        if network.nat and network.access == "closed"
-        for address in network.nat.snat
-    ]
     sets = (
-        _names("networks", bridges),
-        NftSet(
-            "same", ("ifname", "ifname"), frozenset((b, b) for b in {*bridges, *_foreign(host)})
-        ),
-        _names("open", (bridge for bridge, network in rows if network.access == "open")),
-        _names("nat4", (bridge for bridge, version in natted if version == 4)),
-        _names("nat6", (bridge for bridge, version in natted if version == 6)),
         NftSet("outside", ("ifname",), outside),
         _site_set("site4", "ipv4_addr", PRIVATE4, site.site_prefixes),
         _site_set("site6", "ipv6_addr", PRIVATE6, site.site_prefixes),
-        NftSet("sources4", ("ifname", "ipv4_addr"), _sources(rows, 4), interval=True),
-        NftSet("sources6", ("ifname", "ipv6_addr"), _sources(rows, 6), interval=True),
-        NftSet("gateways4", ("ifname", "ipv4_addr"), _gateways(rows, 4)),
-        NftSet("gateways6", ("ifname", "ipv6_addr"), _gateways(rows, 6)),
-        NftSet("services", ("ifname", "inet_proto", "inet_service"), _services(rows)),
+        *_sets({"same": {(name, name) for name in _foreign(context.host)}}),
     )
     return KernelState(tables=(NftTable("inet", table_name(site.site), sets, _CHAINS),))
+
+
+def _network(context: Context, owned: NetworkOf) -> KernelState:
+    """What the sets hold of one network."""
+    bridge, network = owned.bridge, owned.network
+    one = (bridge,)
+    elements: dict[str, set[Element]] = {"networks": {one}, "same": {(bridge, bridge)}}
+    if network.access == "open":
+        elements["open"] = {one}
+    elif network.nat:
+        elements |= {f"nat{address.version}": {one} for address in network.nat.snat}
+    for version in (4, 6):
+        elements[f"sources{version}"] = {
+            (bridge, str(prefix)) for prefix in network.prefix if prefix.version == version
+        }
+        elements[f"gateways{version}"] = {
+            (bridge, str(own.ip)) for own in network.gateways() if own.version == version
+        }
+    elements["services"] = {(bridge, *service.split("/")) for service in network.services}
+    table = NftTable("inet", table_name(context.site.site), _sets(elements))
+    return KernelState(tables=(table,))
+
+
+def _sets(elements: Mapping[str, set[Element]]) -> tuple[NftSet, ...]:
+    """The sets that networks grow, with these elements."""
+    return tuple(
+        NftSet(name, kind, frozenset(elements.get(name, ())), interval=interval)
+        for name, kind, interval in _GROWN
+    )
+
+
+# name of the set, types of its key, whether a part of the key is a prefix
+_GROWN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("networks", ("ifname",), False),
+    ("same", ("ifname", "ifname"), False),
+    ("open", ("ifname",), False),
+    ("nat4", ("ifname",), False),
+    ("nat6", ("ifname",), False),
+    ("sources4", ("ifname", "ipv4_addr"), True),
+    ("sources6", ("ifname", "ipv6_addr"), True),
+    ("gateways4", ("ifname", "ipv4_addr"), False),
+    ("gateways6", ("ifname", "ipv6_addr"), False),
+    ("services", ("ifname", "inet_proto", "inet_service"), False),
+)
 
 
 def _foreign(host: Host) -> Iterator[str]:
     """Bridges of others: what br_netfilter shows of their frames is not forwarded by us."""
     return (link.name for link in host.links.values() if link.kind == "bridge" and not link.ours)
-
-
-def _names(name: str, bridges: Iterable[str]) -> NftSet:
-    return NftSet(name, ("ifname",), frozenset((bridge,) for bridge in bridges))
 
 
 def _site_set(name: str, kind: str, private: tuple[Prefix, ...], more: Iterable[Prefix]) -> NftSet:
@@ -187,25 +204,4 @@ def _site_set(name: str, kind: str, private: tuple[Prefix, ...], more: Iterable[
     return NftSet(name, (kind,), frozenset((str(p),) for p in collapsed), interval=True)
 
 
-def _sources(rows: list[tuple[str, Network]], version: int) -> frozenset[Element]:
-    return frozenset(
-        (bridge, str(prefix))
-        for bridge, network in rows
-        for prefix in network.prefix
-        if prefix.version == version
-    )
-
-
-def _gateways(rows: list[tuple[str, Network]], version: int) -> frozenset[Element]:
-    return frozenset(
-        (bridge, str(gateway.ip))
-        for bridge, network in rows
-        for gateway in network.gateways()
-        if gateway.version == version
-    )
-
-
-def _services(rows: list[tuple[str, Network]]) -> frozenset[Element]:
-    return frozenset(
-        (bridge, *service.split("/")) for bridge, network in rows for service in network.services
-    )
+ZONES = Pass("zones", frame=_frame, network=_network)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dvn import addresses
 from dvn.kernel.state import (
+    Element,
     Gretap,
-    Host,
     KernelState,
     Link,
     NftChain,
@@ -23,47 +23,43 @@ from dvn.kernel.state import (
     alias,
     table_name,
 )
-from dvn.spec import Site
+from dvn.passes import EMPTY, Context, Pass
+from dvn.spec import Site, Tunnel
 from dvn.tunnels.dynamic import DYNAMIC, FIXED, TUNNELS
 from dvn.tunnels.mtu import network_mtu, tcp_mss
 
 OUTER_TTL = 64
 
 
-def compile_tunnels(site: Site, host: Host) -> KernelState:
-    """One device a tunnel, a port of its network's bridge. The kernel itself lets in only packets
-    from the remote, to the local address, with the key (ip_tunnel_lookup)."""
-    mtu = network_mtu(site, host)
-    links = []
-    for tunnel in site.tunnels():
-        local = site.local_of(tunnel)
-        if local is None:  # checks.py refuses it
-            continue
-        links.append(
-            Link(
-                name=addresses.tunnel_name(tunnel.tenant, tunnel.name),
-                alias=alias(
-                    site.site, DYNAMIC if tunnel.dynamic else FIXED, tunnel.tenant, tunnel.name
-                ),
-                params=Gretap(str(local), str(tunnel.remote), tunnel.key, ttl=OUTER_TTL),
-                mtu=mtu,
-                master=addresses.bridge_name(tunnel.tenant, tunnel.network),
-            )
-        )
-    return KernelState(links=tuple(links))
+def _tunnel(context: Context, tunnel: Tunnel) -> KernelState:
+    """A port of its network's bridge. The kernel itself lets in only packets from the remote, to
+    the local address, with the key (ip_tunnel_lookup)."""
+    site = context.site
+    local = site.local_of(tunnel)
+    if local is None:  # checks refuse it
+        return EMPTY
+    name = addresses.tunnel_name(tunnel.tenant, tunnel.name)
+    kind = DYNAMIC if tunnel.dynamic else FIXED
+    link = Link(
+        name=name,
+        alias=alias(site.site, kind, tunnel.tenant, tunnel.name),
+        params=Gretap(str(local), str(tunnel.remote), tunnel.key, ttl=OUTER_TTL),
+        mtu=network_mtu(site, context.host),
+        master=addresses.bridge_name(tunnel.tenant, tunnel.network),
+    )
+    return KernelState(links=(link,), tables=(_table(site, frozenset({(name,)})),))
 
 
-def compile_mss(site: Site, host: Host) -> KernelState:
+def _frame(context: Context) -> KernelState:
     """Clamp the MSS of bridged TCP, both directions, both families.
 
     A machine on the site's VLAN has an MTU of 1500 and no router on its way to a borrowed one, so
     nobody would tell it that the tunnel carries less. In nft's bridge family: whether br_netfilter
     is loaded makes no difference. The kernel only ever lowers an MSS here.
     """
-    if site.underlay is None:
-        return KernelState()
-    mtu = network_mtu(site, host)
-    names = frozenset((addresses.tunnel_name(t.tenant, t.name),) for t in site.tunnels())
+    if context.site.underlay is None:
+        return EMPTY
+    mtu = network_mtu(context.site, context.host)
     rules = []
     for direction, words in (("iifname", "from"), ("oifname", "into")):
         for version, ethertype in ((4, "ip"), (6, "ip6")):
@@ -75,10 +71,12 @@ def compile_mss(site: Site, host: Host) -> KernelState:
                     f"TCP {words} a tunnel fits {mtu} bytes",
                 )
             )
-    table = NftTable(
-        "bridge",
-        table_name(site.site),
-        sets=(NftSet(TUNNELS, ("ifname",), names),),
-        chains=(NftChain("mss", tuple(rules), "filter", "forward", -250, "accept"),),
-    )
-    return KernelState(tables=(table,))
+    chain = NftChain("mss", tuple(rules), "filter", "forward", -250, "accept")
+    return KernelState(tables=(_table(context.site, frozenset(), chain),))
+
+
+def _table(site: Site, names: frozenset[Element], *chains: NftChain) -> NftTable:
+    return NftTable("bridge", table_name(site.site), (NftSet(TUNNELS, ("ifname",), names),), chains)
+
+
+TUNNELS_PASS = Pass("tunnels", frame=_frame, tunnel=_tunnel)

@@ -5,37 +5,33 @@ from __future__ import annotations
 from ipaddress import IPv6Network
 
 from dvn import addresses
-from dvn.kernel.state import Address, Bridge, Host, KernelState, Link, Sysctl, alias
-from dvn.spec import Network, Site
+from dvn.kernel.state import Address, Bridge, KernelState, Link, Sysctl, alias
+from dvn.passes import Context, NetworkOf, Pass
+from dvn.spec import Network
 from dvn.tunnels.mtu import network_mtu
 
 
-def compile_bridges(site: Site, host: Host) -> KernelState:
-    """Bridges, their gateway addresses, and how the host treats packets from them."""
-    mtu = network_mtu(site, host)
-    links, found_addresses, sysctls = [], [], []
-    for tenant, name, network in site.networks():
-        bridge = addresses.bridge_name(tenant, name)
-        # Without a fixed one the kernel takes the lowest of its ports, and the gateway's address
-        # changes under the machines' ARP tables when a lease comes or goes.
-        mac = addresses.mac_address(site.site, site.host or "", tenant, name)
-        links.append(
-            Link(
-                name=bridge,
-                alias=alias(site.site, "network", tenant, name),
-                params=Bridge(),
-                mtu=mtu,
-                mac=mac,
-            )
-        )
-        found_addresses += [Address(bridge, str(gateway)) for gateway in network.gateways()]
-        if _has_ipv6(network):
-            # The kernel asks for a neighbour of forwarded packets from a link-local address only
-            # (net/ipv6/ndisc.c, ndisc_send_ns). Ours, not the kernel's: that one waits for a
-            # carrier and then for duplicate detection, and packets meanwhile go nowhere.
-            found_addresses.append(Address(bridge, addresses.link_local(mac)))
-        sysctls += _sysctls(bridge)
-    return KernelState(links=tuple(links), addresses=tuple(found_addresses), sysctls=tuple(sysctls))
+def _bridge(context: Context, owned: NetworkOf) -> KernelState:
+    """The bridge, its gateway addresses, and how the host treats packets from it."""
+    site, tenant, name, network = context.site, owned.tenant, owned.name, owned.network
+    bridge = owned.bridge
+    # Without a fixed one the kernel takes the lowest of its ports, and the gateway's address
+    # changes under the machines' ARP tables when a lease comes or goes.
+    mac = addresses.mac_address(site.site, site.host or "", tenant, name)
+    link = Link(
+        name=bridge,
+        alias=alias(site.site, "network", tenant, name),
+        params=Bridge(),
+        mtu=network_mtu(site, context.host),
+        mac=mac,
+    )
+    found = [Address(bridge, str(gateway)) for gateway in network.gateways()]
+    if _has_ipv6(network):
+        # The kernel asks for a neighbour of forwarded packets from a link-local address only
+        # (net/ipv6/ndisc.c, ndisc_send_ns). Ours, not the kernel's: that one waits for a
+        # carrier and then for duplicate detection, and packets meanwhile go nowhere.
+        found.append(Address(bridge, addresses.link_local(mac)))
+    return KernelState(links=(link,), addresses=tuple(found), sysctls=tuple(_sysctls(bridge)))
 
 
 def _has_ipv6(network: Network) -> bool:
@@ -56,3 +52,6 @@ def _sysctls(bridge: str) -> list[Sysctl]:
         Sysctl(f"{six}/accept_ra", "0"),
         Sysctl(f"{six}/accept_redirects", "0"),
     ]
+
+
+BRIDGES = Pass("bridges", network=_bridge)

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dvn.kernel.state import Element, Host, KernelState, NftSet, NftTable, Sysctl, table_name
+from dvn.passes import EMPTY, Context, NetworkOf, Pass
 from dvn.spec import Network, Site
 
 OPENED4, OPENED6, ADVERTS = "opened4", "opened6", "adverts"
+_SETS = (OPENED4, ADVERTS, OPENED6)  # in the order of switching on
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,29 @@ def _adverts(interface: str) -> Switch:
 
 def switches(site: Site, host: Host) -> tuple[Switch, ...]:
     """What the site's networks need, in the order of switching on."""
-    interfaces: set[str] = set()
-    six = False
+    found: dict[str, Switch] = {}
     for _tenant, _name, network in site.networks():
-        for version in (4, 6):
-            if not _leaves(network, version):
-                continue
-            six = six or version == 6
-            if site.underlay:
-                interfaces.add(site.underlay.interface)
-            if network.vlan and network.access == "open":
-                interfaces.add(network.vlan.uplink)
-    there = sorted(name for name in interfaces if name in host.links)
-    four = [_forwarding4(name) for name in there]
-    return (*four, *(_adverts(name) for name in there if six), *([_FORWARDING6] if six else []))
+        found |= {switch.key: switch for switch in _switches(site, host, network)}
+    return tuple(sorted(found.values(), key=_order))
+
+
+def _order(switch: Switch) -> tuple[int, str]:
+    return (_SETS.index(switch.set), switch.key)
+
+
+def _switches(site: Site, host: Host, network: Network) -> Iterator[Switch]:
+    """What one network needs."""
+    families = [version for version in (4, 6) if _leaves(network, version)]
+    interfaces = []
+    if families and site.underlay:
+        interfaces.append(site.underlay.interface)
+    if families and network.vlan and network.access == "open":
+        interfaces.append(network.vlan.uplink)
+    there = [name for name in interfaces if name in host.links]
+    yield from (_forwarding4(name) for name in there)
+    if 6 in families:
+        yield from (_adverts(name) for name in there)
+        yield _FORWARDING6
 
 
 def _leaves(network: Network, version: int) -> bool:
@@ -70,23 +81,35 @@ def _leaves(network: Network, version: int) -> bool:
     return network.access == "open" or translated
 
 
-def compile_forwarding(site: Site, host: Host) -> KernelState:
-    """The switches, and the memory of those that were off."""
-    wanted = [switch for switch in switches(site, host) if not _refused(switch, host)]
-    ours = [switch for switch in wanted if _is_ours(switch, host)]
-    if not next(site.networks(), None):
-        return KernelState()
+def _frame(context: Context) -> KernelState:
+    return _state(context, ())
+
+
+def _network(context: Context, owned: NetworkOf) -> KernelState:
+    """The switches of one network, and the memory of those that were off."""
+    wanted = [
+        switch
+        for switch in _switches(context.site, context.host, owned.network)
+        if not _refused(switch, context.host)
+    ]
+    return _state(context, wanted) if wanted else EMPTY
+
+
+def _state(context: Context, wanted: Iterable[Switch]) -> KernelState:
+    wanted = sorted(wanted, key=_order)
+    ours = [switch for switch in wanted if _is_ours(switch, context.host)]
     table = NftTable(
         "inet",
-        table_name(site.site),
+        table_name(context.site.site),
         sets=(
             NftSet(OPENED4, ("ifname",), _elements(ours, OPENED4)),
             NftSet(OPENED6, ("nf_proto",), _elements(ours, OPENED6)),
             NftSet(ADVERTS, ("ifname",), _elements(ours, ADVERTS)),
         ),
     )
-    sysctls = tuple(Sysctl(switch.key, switch.on) for switch in wanted)
-    return KernelState(sysctls=sysctls, tables=(table,))
+    return KernelState(
+        sysctls=tuple(Sysctl(switch.key, switch.on) for switch in wanted), tables=(table,)
+    )
 
 
 def _refused(switch: Switch, host: Host) -> bool:
@@ -133,3 +156,6 @@ def switched_back(
         for switch in remembered(observed.tables)
         if switch.key not in needed | elsewhere and now.get(switch.key) == switch.on
     )
+
+
+FORWARDING = Pass("forwarding", frame=_frame, network=_network)

@@ -6,12 +6,10 @@ prerouting: frames to the gateway and frames to other ports meet the same check,
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from dataclasses import replace
 
-from dvn import addresses
 from dvn.kernel.state import (
     Element,
-    Host,
     KernelState,
     NftChain,
     NftRule,
@@ -20,7 +18,7 @@ from dvn.kernel.state import (
     Port,
     table_name,
 )
-from dvn.spec import Site
+from dvn.passes import EMPTY, Context, NetworkOf, Pass
 
 _RULES = (
     NftRule.of(
@@ -45,44 +43,50 @@ _RULES = (
 )
 
 
-def compile_ports(site: Site, host: Host) -> KernelState:
+# name of the set, types of its key
+_SETS = (
+    ("port_with_mac", ("ifname",)),
+    ("port_mac", ("ifname", "ether_addr")),
+    ("port_with_address4", ("ifname",)),
+    ("port_address4", ("ifname", "ipv4_addr")),
+    ("port_with_address6", ("ifname",)),
+    ("port_address6", ("ifname", "ipv6_addr")),
+)
+
+
+def _frame(context: Context) -> KernelState:
+    return _state(context, {}, (NftChain("spoof", _RULES, "filter", "prerouting", -300, "accept"),))
+
+
+def _ports(context: Context, owned: NetworkOf) -> KernelState:
     """Enslave each declared interface that is there, and pin it to what it declared."""
-    ports: list[Port] = []
-    macs: set[Element] = set()
-    four: set[Element] = set()
-    six: set[Element] = set()
-    declared = False
-    for tenant, name, network in site.networks():
-        for port in network.ports:
-            declared = True
-            if port.interface not in host.links:
-                continue
-            ports.append(Port(port.interface, addresses.bridge_name(tenant, name)))
-            if port.mac:
-                macs.add((port.interface, port.mac))
-            if isinstance(port.address, IPv4Address):
-                four.add((port.interface, str(port.address)))
-            elif port.address:
-                six.add((port.interface, str(port.address)))
-    raised = frozenset(port.name for port in ports)
-    tables = (_table(site, macs, four, six),) if declared else ()
-    return KernelState(ports=tuple(ports), tables=tables, raised=raised)
-
-
-def _table(site: Site, macs: set[Element], four: set[Element], six: set[Element]) -> NftTable:
-    def names(pairs: set[Element]) -> frozenset[Element]:
-        return frozenset((interface,) for interface, _value in pairs)
-
-    return NftTable(
-        "bridge",
-        table_name(site.site),
-        sets=(
-            NftSet("port_with_mac", ("ifname",), names(macs)),
-            NftSet("port_mac", ("ifname", "ether_addr"), frozenset(macs)),
-            NftSet("port_with_address4", ("ifname",), names(four)),
-            NftSet("port_address4", ("ifname", "ipv4_addr"), frozenset(four)),
-            NftSet("port_with_address6", ("ifname",), names(six)),
-            NftSet("port_address6", ("ifname", "ipv6_addr"), frozenset(six)),
-        ),
-        chains=(NftChain("spoof", _RULES, "filter", "prerouting", -300, "accept"),),
+    there = [p for p in owned.network.ports if p.interface in context.host.links]
+    if not there:
+        return EMPTY
+    elements: dict[str, set[Element]] = {}
+    for port in there:
+        if port.mac:
+            elements.setdefault("port_with_mac", set()).add((port.interface,))
+            elements.setdefault("port_mac", set()).add((port.interface, port.mac))
+        if port.address:
+            version = port.address.version
+            elements.setdefault(f"port_with_address{version}", set()).add((port.interface,))
+            elements.setdefault(f"port_address{version}", set()).add(
+                (port.interface, str(port.address))
+            )
+    state = _state(context, elements, ())
+    return replace(
+        state,
+        ports=tuple(Port(port.interface, owned.bridge) for port in there),
+        raised=frozenset(port.interface for port in there),
     )
+
+
+def _state(
+    context: Context, elements: dict[str, set[Element]], chains: tuple[NftChain, ...]
+) -> KernelState:
+    sets = tuple(NftSet(name, kind, frozenset(elements.get(name, ()))) for name, kind in _SETS)
+    return KernelState(tables=(NftTable("bridge", table_name(context.site.site), sets, chains),))
+
+
+PORTS = Pass("ports", frame=_frame, network=_ports)

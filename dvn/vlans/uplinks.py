@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from dvn import addresses
-from dvn.kernel.state import Host, KernelState, Link, Vlan, alias
-from dvn.spec import Site
+from dvn.kernel.state import KernelState, Link, Vlan, alias
+from dvn.passes import EMPTY, Context, NetworkOf, Pass
 
 
-def compile_uplinks(site: Site, host: Host) -> KernelState:
+def _uplink(context: Context, owned: NetworkOf) -> KernelState:
     """Frames leave the uplink with the network's VLAN id, and only those come in."""
-    links, raised = [], set()
-    for tenant, name, network in site.networks():
-        if network.vlan is None:
-            continue
-        uplink = host.links.get(network.vlan.uplink)
-        if uplink is None:
-            continue
-        raised.add(uplink.name)
-        links.append(
-            Link(
-                name=addresses.vlan_name(tenant, name),
-                alias=alias(site.site, "vlan", tenant, name),
-                params=Vlan(uplink.name, network.vlan.id),
-                # The site's machines may send what their switch carries; what goes on into a
-                # tunnel is kept small by the MSS clamp.
-                mtu=uplink.mtu,
-                master=addresses.bridge_name(tenant, name),
-            )
-        )
-    return KernelState(links=tuple(links), raised=frozenset(raised))
+    vlan = owned.network.vlan
+    uplink = context.host.links.get(vlan.uplink) if vlan else None
+    if vlan is None or uplink is None:
+        return EMPTY
+    link = Link(
+        name=addresses.vlan_name(owned.tenant, owned.name),
+        alias=alias(context.site.site, "vlan", owned.tenant, owned.name),
+        params=Vlan(uplink.name, vlan.id),
+        # The site's machines may send what their switch carries; what goes on into a
+        # tunnel is kept small by the MSS clamp.
+        mtu=uplink.mtu,
+        master=owned.bridge,
+    )
+    return KernelState(links=(link,), raised=frozenset({uplink.name}))
+
+
+UPLINKS = Pass("uplinks", network=_uplink)

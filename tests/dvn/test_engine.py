@@ -147,8 +147,8 @@ def test_a_file_applied_beside_the_daemon_leaves_its_tunnels(first: Site, second
     assert {name: kernel.links[name] for name in kept} == {name: before[name] for name in kept}
     stamped = {name for name, link in kernel.links.items() if ":lease:" in link.alias}
     assert stamped == kept
-    tunnels = next(s for t in kernel.tables.values() for s in t.sets if s.name == "tunnels")
-    assert {(name,) for name in kept} <= tunnels.elements
+    sets = [s for t in kernel.tables.values() for s in t.sets if s.name == "tunnels"]
+    assert {(name,) for name in kept} <= {e for each in sets for e in each.elements}
     # The control: the daemon has the last word, and destroy takes all.
     engine.apply(with_leases(second))
     assert engine.plan(second, keep_dynamic=True).steps == ()

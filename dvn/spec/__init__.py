@@ -1,0 +1,15 @@
+"""What a user declares: tenants, their networks, and the tunnels that extend them.
+
+Frozen values; an error names file, line and the fix. `check_site` has the rules that need more than
+one value at a time (dvn/checks).
+"""
+
+from dvn.spec.network import Nat, Network, Port, Vlan
+from dvn.spec.reading import parse_site, site_from_json
+from dvn.spec.site import Site, Tenant, check_site
+from dvn.spec.tunnel import NotInFiles, Tunnel, TunnelSpec, Underlay
+
+__all__ = [
+    "Nat", "Network", "NotInFiles", "Port", "Site", "Tenant", "Tunnel", "TunnelSpec", "Underlay",
+    "Vlan", "check_site", "parse_site", "site_from_json",
+]  # fmt: skip

@@ -1,0 +1,87 @@
+"""A network: one layer-2 segment of one tenant, how it is reached, and what it may reach."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from dvn.forms import Model
+from dvn.values import (
+    Address,
+    AddressField,
+    Interface,
+    Mac,
+    Prefix,
+    PrefixField,
+    Service,
+    in_range,
+    not_yet,
+    one_or_more,
+)
+
+NotYet = Any
+
+
+class Vlan(Model):
+    """802.1Q toward the site's switches."""
+
+    id: Annotated[int, AfterValidator(in_range("VLAN id", 1, 4094))]
+    """The tag of this network's frames on the uplink."""
+    uplink: Interface = Field(examples=["eth1"])
+    """The interface toward the switches (the trunk)."""
+
+
+class Nat(Model):
+    """Addresses the network's machines have outside; one for each family at most."""
+
+    snat: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)]
+    """The outer source address of the network's packets to the internet."""
+
+
+class Port(Model):
+    """An interface of this host that belongs to the network, such as a VM's tap."""
+
+    interface: Interface
+    """Its name, as `ip link` shows it."""
+    mac: Mac | None = None
+    """The only source MAC address let through here; any unless given."""
+    address: AddressField | None = None
+    """The only source address of its family let through here; any of the prefix unless given."""
+
+
+class Network(Model):
+    """One layer-2 segment of one tenant, with the gateway's address in it."""
+
+    prefix: Annotated[
+        tuple[PrefixField, ...],
+        BeforeValidator(one_or_more),
+        Field(min_length=1, examples=["10.9.0.0/24"]),
+    ]
+    """The network's addresses, IPv4 or IPv6 or both. No two networks may overlap."""
+    gateway: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
+    """This host's address in each prefix; its first address unless given."""
+    vlan: Vlan | None = None
+    """How the network is reached through the site's switches; leave out if it is not."""
+    access: Literal["open", "closed"] = "closed"
+    """`open`: the network may reach the site and the internet, and the site may reach it; `closed`:
+    the internet only, and only with `nat`."""
+    nat: Nat | None = None
+    """The address its machines have outside; without it packets leave untranslated."""
+    ports: tuple[Port, ...] = ()
+    """Interfaces of this host that belong to the network."""
+    services: tuple[Service, ...] = ()
+    """Services of this host that the network may use, such as `udp/53`; none unless given."""
+    rate: Annotated[NotYet, not_yet("a rate limit")] = None
+    dhcp: Annotated[NotYet, not_yet("DHCP")] = None
+
+    def gateways(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """The gateway's address in each prefix: the declared one, else the first of the prefix."""
+        return tuple(_interface_of(prefix, self.gateway) for prefix in self.prefix)
+
+
+def _interface_of(prefix: Prefix, chosen: tuple[Address, ...]) -> IPv4Interface | IPv6Interface:
+    address = next((a for a in chosen if a in prefix), prefix[1])
+    text = f"{address}/{prefix.prefixlen}"
+    return IPv4Interface(text) if prefix.version == 4 else IPv6Interface(text)

@@ -1,0 +1,117 @@
+"""A site: its tenants, their networks and tunnels, and where tunnels leave this host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from dvn import checks
+from dvn.forms import Model
+from dvn.problems import Path_, Problem, SpecError
+from dvn.spec.network import Network
+from dvn.spec.tunnel import Tunnel, TunnelSpec, Underlay
+from dvn.values import Name, PrefixField, one_or_more
+
+
+class Tenant(Model):
+    """An owner of networks, and of the jobs whose machines join them."""
+
+    networks: dict[Name, Network] = Field(default_factory=dict)
+    """Its networks, by name."""
+    tunnels: dict[Name, TunnelSpec] = Field(default_factory=dict)
+    """Its fixed tunnels, by name. Those of borrowed machines come and go by themselves."""
+
+
+class Site(Model):
+    """The whole file of one site, for one host."""
+
+    site: Name = Field(examples=["mysite"])
+    """The site's name: it marks everything that is ours in the kernel and in the cloud."""
+    host: Name | None = None
+    """The name of this host; only for people."""
+    underlay: Underlay | None = None
+    """Where tunnels leave this host. Needed as soon as there are tunnels or pools."""
+    site_prefixes: Annotated[tuple[PrefixField, ...], BeforeValidator(one_or_more)] = ()
+    """The site's public prefixes: closed networks do not reach them. Private ones always count."""
+    tenants: dict[Name, Tenant] = Field(default_factory=dict)
+    """Who owns networks, by name."""
+
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        return tuple(
+            Tunnel(
+                tenant=tenant_name,
+                name=name,
+                network=tunnel.network,
+                remote=tunnel.remote,
+                key=tunnel.key,
+                local=tunnel.local,
+                transport=tunnel.transport,
+                dynamic=tunnel.dynamic,
+            )
+            for tenant_name, tenant in sorted(self.tenants.items())
+            for name, tunnel in sorted(tenant.tunnels.items())
+        )
+
+    def networks(self) -> Iterator[tuple[str, str, Network]]:
+        """(tenant, name, network) in the order of their names."""
+        for tenant_name, tenant in sorted(self.tenants.items()):
+            for name, network in sorted(tenant.networks.items()):
+                yield tenant_name, name, network
+
+    def network(self, tenant: str, name: str) -> Network:
+        """KeyError if there is none."""
+        return self.tenants[tenant].networks[name]
+
+    def local_of(self, tunnel: Tunnel) -> IPv4Address | None:
+        """The outer source of a tunnel: its own, else the underlay's address on this host."""
+        return tunnel.local or (self.underlay.address if self.underlay else None)
+
+    def with_tunnels(self, tunnels: Iterable[Tunnel]) -> Site:
+        """This site and more tunnels, such as those of leases.
+
+        Raises SpecError if one is not possible: tenant or network unknown, name or key taken.
+        """
+        tenants = dict(self.tenants)
+        problems: list[Problem] = []
+        for tunnel in tunnels:
+            tenant = tenants.get(tunnel.tenant)
+            path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name)
+            if tenant is None:
+                problems.append(
+                    Problem(
+                        "",
+                        0,
+                        f"there is no tenant {tunnel.tenant!r}",
+                        "declare it, or end the lease",
+                        path,
+                    )
+                )
+            elif tunnel.name in tenant.tunnels:
+                problems.append(
+                    Problem(
+                        "",
+                        0,
+                        f"tunnel {tunnel.name!r} is there already",
+                        "give each tunnel of a tenant its own name",
+                        path,
+                    )
+                )
+            else:
+                more = {**tenant.tunnels, tunnel.name: tunnel.spec()}
+                tenants[tunnel.tenant] = tenant.model_copy(update={"tunnels": more})
+        if problems:
+            raise SpecError(problems)
+        grown = self.model_copy(update={"tenants": tenants})
+        check_site(grown)
+        return grown
+
+
+def check_site(site: Site) -> None:
+    """The rules between values once more, for a site that came from no file. Raises SpecError."""
+    networks = frozenset((tenant, network) for tenant, network, _ in site.networks())
+    found = checks.conflicts(site, checks.Declared(networks, site.underlay is not None))
+    if found:
+        raise SpecError(found)
