@@ -89,6 +89,7 @@ class Engine:
             ports=tuple(port for state in states for port in state.ports),
             addresses=tuple(address for state in states for address in state.addresses),
             tables=tuple(table for state in states for table in state.tables),
+            things=tuple(thing for state in states for thing in state.things),
         )
 
     def tunnels(self, site_name: str | None = None) -> dict[str, TunnelStatus]:

@@ -39,6 +39,7 @@ def state_to_json(state: KernelState) -> dict[str, Any]:
             for link in state.links
         ],
         "ports": [dataclasses.asdict(port) for port in state.ports],
+        "things": [{"kind": thing.kind, "is": str(thing)} for thing in state.things],
         "addresses": [dataclasses.asdict(address) for address in state.addresses],
         "nft_tables": [
             {

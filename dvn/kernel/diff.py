@@ -17,13 +17,16 @@ from dvn.kernel.steps import (
     Change,
     DelAddress,
     DelLink,
+    DelThing,
     Enslave,
     Plan,
+    PutThing,
     RaiseLink,
     SetLink,
     SetSysctl,
     Step,
 )
+from dvn.kernel.things import Thing
 
 _KIND_ORDER = {"bridge": 0, "vlan": 1, "gretap": 2}
 
@@ -51,8 +54,11 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
         for port in desired.ports
         if ports.get(port.name) != port.master
     ]
+    putting = list(_things_put(observed, desired, kept))
+    steps += [step for step in putting if step.thing.rank < 0]
     steps += [RaiseLink(link.name) for link in wanted if link.up and link.name not in kept]
     steps += [RaiseLink(name) for name in down if name in names]
+    steps += [step for step in putting if step.thing.rank >= 0]
     steps += _removals(observed, desired, kept, ports)
     if opening:
         steps.append(opening)
@@ -137,6 +143,29 @@ def _addresses_added(
             yield AddAddress(address.link, address.address)
 
 
+def _things_put(
+    observed: KernelState, desired: KernelState, kept: dict[str, Link]
+) -> Iterator[PutThing]:
+    # Those of a link that is remade went with it.
+    remade = observed.by_name.keys() - kept.keys()
+    have = {_key(thing): thing for thing in observed.things if thing.link not in remade}
+    for thing in sorted(desired.things, key=lambda thing: thing.rank):
+        before = have.get(_key(thing))
+        if before != thing:
+            yield PutThing(thing, before)
+
+
+def _things_gone(observed: KernelState, desired: KernelState, gone: set[str]) -> Iterator[DelThing]:
+    wanted = {_key(thing) for thing in desired.things}
+    for thing in sorted(observed.things, key=lambda thing: -thing.rank):
+        if _key(thing) not in wanted and thing.link not in gone:
+            yield DelThing(thing)
+
+
+def _key(thing: Thing) -> tuple[object, ...]:
+    return (thing.kind, *thing.key)
+
+
 def _removals(
     observed: KernelState,
     desired: KernelState,
@@ -146,6 +175,7 @@ def _removals(
     gone = [link for name, link in kept.items() if name not in desired.by_name]
     gone_names = {link.name for link in gone}
     remade = observed.by_name.keys() - kept.keys()
+    yield from _things_gone(observed, desired, gone_names | remade)
     wanted_addresses = set(desired.addresses)
     for address in observed.addresses:
         if address not in wanted_addresses and address.link not in gone_names | remade:

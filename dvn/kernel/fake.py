@@ -44,14 +44,17 @@ from dvn.kernel.steps import (
     AddLink,
     DelAddress,
     DelLink,
+    DelThing,
     Enslave,
     NftChange,
+    PutThing,
     RaiseLink,
     SetLink,
     SetSysctl,
     Step,
     Writes,
 )
+from dvn.kernel.things import Thing
 
 
 @dataclass
@@ -65,6 +68,7 @@ class FakeKernel:
     addresses: set[Address] = field(default_factory=set)
     values: dict[str, str] = field(default_factory=dict)
     tables: dict[TableId, NftTable] = field(default_factory=dict)
+    things: dict[tuple[object, ...], Thing] = field(default_factory=dict)
     fail: Callable[[Step], bool] | None = None
     done: list[Step] = field(default_factory=list)
 
@@ -86,6 +90,7 @@ class FakeKernel:
             ),
             tables=tuple(table for key, table in self.tables.items() if key[1] == table_name(site)),
             raised=frozenset(name for name, link in self.foreign.items() if link.up),
+            things=tuple(self.things.values()),
         )
         host_links = dict(self.foreign)
         for name, link in self.links.items():
@@ -128,6 +133,10 @@ class FakeKernel:
                     raise KernelError(f"{key}: no such file")
                 self.values[key] = value
                 return Writes(sysctl=1)
+            case PutThing(thing, before):
+                self._put(thing, before)
+            case DelThing(thing):
+                self.things.pop((thing.kind, *thing.key), None)
             case AddLink(link):
                 self._add(link)
             case SetLink(link, changes):
@@ -151,6 +160,14 @@ class FakeKernel:
             case DelAddress(link_name, address):
                 self.addresses.discard(Address(link_name, address))
         return Writes(netlink=1)
+
+    def _put(self, thing: Thing, before: Thing | None) -> None:
+        key = (thing.kind, *thing.key)
+        if thing.link and thing.link not in self.links and thing.link not in self.foreign:
+            raise KernelError(f"{thing.link} is not there")
+        if self.things.get(key) != before:
+            raise KernelError(f"{thing.kind} {thing}: not as it was thought to be")
+        self.things[key] = thing
 
     def _add(self, link: Link) -> None:
         if link.name in self.links or link.name in self.foreign:
@@ -200,6 +217,7 @@ class FakeKernel:
             if link.master == name:
                 self.links[other] = replace(link, master=None)
         self.addresses = {address for address in self.addresses if address.link != name}
+        self.things = {key: each for key, each in self.things.items() if each.link != name}
         self.values = {k: v for k, v in self.values.items() if f"/{name}/" not in k}
 
 

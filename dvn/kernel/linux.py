@@ -39,20 +39,26 @@ from dvn.kernel.steps import (
     AddLink,
     DelAddress,
     DelLink,
+    DelThing,
     Enslave,
     NftChange,
+    PutThing,
     RaiseLink,
     SetLink,
     SetSysctl,
     Step,
     Writes,
 )
+from dvn.kernel.things import Sight, Thing, ThingDriver
 
 _PROC_SYS = Path("/proc/sys")
 _LOCK = Path("/run/dvn/kernel.lock")
 _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 _GONE = frozenset({errno.ENODEV, errno.EADDRNOTAVAIL})
+
+
+DRIVERS: tuple[ThingDriver, ...] = ()
 
 
 class LinuxKernel:
@@ -134,6 +140,7 @@ class LinuxKernel:
             ),
             tables=tables,
             raised=frozenset(link.name for link in links if link.up and link.index not in own),
+            things=self._things(site, names, own),
         )
         host = Host(
             links={link.name: _host_link(link, names) for link in links},
@@ -145,6 +152,14 @@ class LinuxKernel:
             foreign_tables=foreign_tables,
         )
         return View(host, state, tuple(others))
+
+    def _things(self, site: str, names: dict[int, str], own: set[int]) -> tuple[Thing, ...]:
+        indexes = {name: index for index, name in names.items()}
+        sight = Sight(site, names, indexes, frozenset(names[index] for index in own))
+        try:
+            return tuple(t for each in DRIVERS for t in each.observe(self._socket, sight))
+        except OSError as error:
+            raise _refused(error) from error
 
     def sites(self) -> tuple[str, ...]:
         links, _addresses = self._dumps()
@@ -230,6 +245,10 @@ class LinuxKernel:
             case SetSysctl(key, value):
                 (_PROC_SYS / key).write_text(value)
                 return Writes(sysctl=1)
+            case PutThing(thing, before):
+                return Writes(netlink=_driver(thing).put(self._socket, thing, before))
+            case DelThing(thing):
+                return Writes(netlink=_driver(thing).remove(self._socket, thing))
             case DelLink() | DelAddress():
                 return self._remove(step)
             case _:
@@ -280,6 +299,10 @@ class LinuxKernel:
             return socket.if_nametoindex(name)
         except OSError:
             raise nl.NetlinkError(errno.ENODEV, f"interface {name} is gone") from None
+
+
+def _driver(thing: Thing) -> ThingDriver:
+    return next(driver for driver in DRIVERS if thing.kind in driver.kinds)
 
 
 def _may_change_networks() -> bool:

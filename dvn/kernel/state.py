@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
 
+from dvn.kernel.things import Thing
+
 ALIAS_PREFIX = "dvn:"
 # The group is set in the message that creates a link, the alias only after it: a link that has our
 # group and no alias was left by a kill in between, and is ours as well. ("dvn" in ASCII.)
@@ -187,6 +189,7 @@ class KernelState:
     sysctls: tuple[Sysctl, ...] = ()
     tables: tuple[NftTable, ...] = ()
     raised: frozenset[str] = frozenset()
+    things: tuple[Thing, ...] = ()
 
     @cached_property
     def by_name(self) -> Mapping[str, Link]:
@@ -209,12 +212,14 @@ def merge(parts: Iterable[KernelState]) -> KernelState:
     sysctls: dict[str, Sysctl] = {}
     tables: dict[tuple[Literal["inet", "bridge"], str], _Tables] = {}
     raised: set[str] = set()
+    things: dict[tuple[object, ...], Thing] = {}
     for part in parts:
         links += part.links
         ports += part.ports
         addresses |= dict.fromkeys(part.addresses)
         sysctls |= {sysctl.key: sysctl for sysctl in part.sysctls}
         raised |= part.raised
+        things |= {(thing.kind, *thing.key): thing for thing in part.things}
         for table in part.tables:
             tables.setdefault((table.family, table.name), _Tables()).add(table)
     return KernelState(
@@ -224,6 +229,7 @@ def merge(parts: Iterable[KernelState]) -> KernelState:
         tuple(sysctls.values()),
         tuple(parts_.table(family, name) for (family, name), parts_ in tables.items()),
         frozenset(raised),
+        tuple(things.values()),
     )
 
 

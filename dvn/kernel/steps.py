@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from dvn.kernel.nftcommands import NftCommand
 from dvn.kernel.state import Bridge, Gretap, Link, Vlan
+from dvn.kernel.things import Thing
 
 
 def _params(link: Link) -> str:
@@ -116,6 +117,27 @@ class SetSysctl:
 
 
 @dataclass(frozen=True)
+class PutThing:
+    """Make a thing (things.py), or change `before` into it in place."""
+
+    thing: Thing
+    before: Thing | None = None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"+ {self.thing.kind} {self.thing}"
+        return f"~ {self.thing.kind} {self.before} => {self.thing}"
+
+
+@dataclass(frozen=True)
+class DelThing:
+    thing: Thing
+
+    def __str__(self) -> str:
+        return f"- {self.thing.kind} {self.thing}"
+
+
+@dataclass(frozen=True)
 class NftChange:
     """One nft transaction: all of `commands` or none."""
 
@@ -137,6 +159,8 @@ Step: TypeAlias = (
     | AddAddress
     | DelAddress
     | SetSysctl
+    | PutThing
+    | DelThing
     | NftChange
 )
 

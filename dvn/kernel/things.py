@@ -1,0 +1,60 @@
+"""Kernel objects that are neither links, addresses nor nft: routes, rules, queues, tunnel peers.
+
+All follow one pattern, so that a new kind is one value and one driver and nothing else changes: a
+frozen value with the key the kernel knows it by; the same key with another value is changed in
+place. `DRIVERS` of linux.py has a driver for each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from dvn.kernel.netlink import Socket
+
+
+class Thing(Protocol):
+    """A frozen dataclass that compares by value. `str()` is how a plan shows it."""
+
+    @property
+    def kind(self) -> str:
+        """Of all of one class, such as `route`."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the kernel lets only one thing of this kind have."""
+
+    @property
+    def link(self) -> str | None:
+        """The link it goes away with, if any."""
+
+    @property
+    def rank(self) -> int:
+        """The order of making, within a plan: below 0 before links go up, others after. Removal is
+        the other way round."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a driver may need to recognise ours: links by index, those of the site, its name."""
+
+    site: str
+    names: Mapping[int, str]
+    indexes: Mapping[str, int]
+    own: frozenset[str]
+
+
+class ThingDriver(Protocol):
+    """Reads and writes the things of some kinds. Raises OSError (NetlinkError)."""
+
+    kinds: frozenset[str]
+
+    def observe(self, socket: Socket, sight: Sight) -> Iterable[Thing]:
+        """Those that are ours, and the site's."""
+
+    def put(self, socket: Socket, thing: Thing, before: Thing | None) -> int:
+        """Make it, or change `before` into it in place. Returns the number of writes."""
+
+    def remove(self, socket: Socket, thing: Thing) -> int:
+        """What is gone already need not be removed."""
