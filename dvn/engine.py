@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dvn import probe as probing
 from dvn.compile import compile_site
 from dvn.kernel.diff import diff
-from dvn.kernel.driver import Kernel, KernelError
+from dvn.kernel.driver import Kernel, KernelError, StepError
 from dvn.kernel.linux import LinuxKernel
 from dvn.kernel.state import Host, KernelState, NftTable, View
 from dvn.kernel.steps import NftChange, Plan, Step, Writes
@@ -151,14 +151,11 @@ class Engine:
         before = replace(look.observed, raised=frozenset())
         if any(isinstance(step, NftChange) for step in plan.steps):
             before = replace(before, tables=self._kernel.listings(before.tables))
-        writes = Writes()
-        for step in plan.steps:
-            try:
-                writes += self._kernel.perform(step)
-            except KernelError as error:
-                undone, how = self._undo(site_name, before, look.desired)
-                raise ApplyError(f"{_short(step)}: {error}; {how}", undone=undone) from error
-        return writes, before
+        try:
+            return self._kernel.carry_out(plan.steps), before
+        except StepError as error:
+            undone, how = self._undo(site_name, before, look.desired)
+            raise ApplyError(f"{_short(error.step)}: {error}; {how}", undone=undone) from error
 
     def _verify(self, site: Site, keep_dynamic: bool, look: _Look, before: KernelState) -> None:
         left = self._look(site, keep_dynamic).plan()
@@ -173,8 +170,7 @@ class Engine:
             now = self._kernel.look(site_name).state
             keys = [sysctl.key for sysctl in desired.sysctls]
             now = replace(now, sysctls=self._kernel.sysctls(keys))
-            for step in diff(now, before).steps:
-                self._kernel.perform(step)
+            self._kernel.carry_out(diff(now, before).steps)
         except KernelError as error:
             return False, f"and it could not be undone: {error}"
         return True, "what was done is undone"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +13,14 @@ from dvn.kernel.steps import Step, Writes
 
 class KernelError(RuntimeError):
     """The kernel, or nft, refused something; the text says what and why."""
+
+
+class StepError(KernelError):
+    """A step of several was refused."""
+
+    def __init__(self, message: str, step: Step) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,12 @@ class Kernel(Protocol):
 
     def perform(self, step: Step) -> Writes:
         """Do one step, all of it or nothing, and count the writes. Raises KernelError."""
+
+    def carry_out(self, steps: Sequence[Step]) -> Writes:
+        """Do the steps in order, many at a time where the kernel takes them so.
+
+        Raises StepError for the first that was refused; some of those behind it may have been
+        done all the same."""
 
     def tunnels(self) -> tuple[LinkCounters, ...]:
         """Our tunnels of all sites, with their counters."""

@@ -6,11 +6,11 @@ an uplink that is down, a set still missing), so that a plan in the wrong order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from dvn.kernel.driver import KernelError, LinkCounters
+from dvn.kernel.driver import KernelError, LinkCounters, StepError
 from dvn.kernel.nftcommands import (
     AddChain,
     AddElements,
@@ -111,6 +111,15 @@ class FakeKernel:
 
     def tunnels(self) -> tuple[LinkCounters, ...]:
         return ()
+
+    def carry_out(self, steps: Sequence[Step]) -> Writes:
+        writes = Writes()
+        for step in steps:
+            try:
+                writes += self.perform(step)
+            except KernelError as error:
+                raise StepError(str(error), step) from error
+        return writes
 
     def perform(self, step: Step) -> Writes:
         if self.fail is not None and self.fail(step):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
-from dvn.kernel.driver import KernelError, LinkCounters
+from dvn.kernel.batch import Batch, words
+from dvn.kernel.driver import KernelError, LinkCounters, StepError
 from dvn.kernel.nft import Nft
 from dvn.kernel.nftcommands import AddTable, DelTable, FlushChain, LoadTable
 from dvn.kernel.rtnl import RawAddress, RawLink
@@ -49,15 +49,15 @@ from dvn.kernel.steps import (
     Step,
     Writes,
 )
-from dvn.kernel.things import Sight, Thing, ThingDriver
+from dvn.kernel.things import IndexOf, PackedDriver, Sight, Thing, ThingDriver
 
 _PROC_SYS = Path("/proc/sys")
 _LOCK = Path("/run/dvn/kernel.lock")
 _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
-_GONE = frozenset({errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
+PACKED: tuple[PackedDriver, ...] = ()
 DRIVERS: tuple[ThingDriver, ...] = ()
 
 
@@ -157,7 +157,8 @@ class LinuxKernel:
         indexes = {name: index for index, name in names.items()}
         sight = Sight(site, names, indexes, frozenset(names[index] for index in own))
         try:
-            return tuple(t for each in DRIVERS for t in each.observe(self._socket, sight))
+            drivers = (*PACKED, *DRIVERS)
+            return tuple(t for each in drivers for t in each.observe(self._socket, sight))
         except OSError as error:
             raise _refused(error) from error
 
@@ -231,12 +232,30 @@ class LinuxKernel:
     # -- writing
 
     def perform(self, step: Step) -> Writes:
-        try:
-            return self._perform(step)
-        except OSError as error:
-            raise _refused(error) from error
+        return self.carry_out([step])
+
+    def carry_out(self, steps: Sequence[Step]) -> Writes:
+        batch = Batch(self._socket)
+        writes = Writes()
+        for step in steps:
+            try:
+                requests = self._requests(step, batch.index_of)
+                if requests is not None:
+                    batch.add(step, requests)
+                    continue
+                batch.send()
+                writes += self._perform(step)
+            except OSError as error:
+                raise StepError(words(error), step) from error
+            except StepError:
+                raise
+            except KernelError as error:
+                raise StepError(str(error), step) from error
+        batch.send()
+        return writes + batch.writes
 
     def _perform(self, step: Step) -> Writes:
+        """A step that is not netlink messages, by itself."""
         match step:
             case NftChange():
                 self._nft.run(step.text())
@@ -249,12 +268,8 @@ class LinuxKernel:
                 return Writes(netlink=_driver(thing).put(self._socket, thing, before))
             case DelThing(thing):
                 return Writes(netlink=_driver(thing).remove(self._socket, thing))
-            case DelLink() | DelAddress():
-                return self._remove(step)
             case _:
-                requests = self._requests(step)
-                self._socket.send(requests)
-                return Writes(netlink=len(requests))
+                raise TypeError(f"no way to do {step!r}")
 
     def _forget(self, step: NftChange) -> None:
         """What was just written is the truth: compare later looks with the next one."""
@@ -267,38 +282,47 @@ class LinuxKernel:
                 case LoadTable(listed):
                     self._nft.forget(listed.family, listed.name)
 
-    def _requests(self, step: Step) -> list[nl.Request]:
+    def _requests(self, step: Step, index_of: IndexOf) -> list[nl.Request] | None:
+        """The route netlink messages of a step; None if it is done by other means."""
         match step:
             case AddLink(link):
-                return rtnl.create(link, self._index)
+                return rtnl.create(link, index_of)
             case SetLink(link, changes):
-                return rtnl.change(link, changes, self._index)
+                return rtnl.change(link, changes, index_of)
             case RaiseLink(name):
                 return [rtnl.up(name)]
             case Enslave(name, master):
-                return [rtnl.enslave(name, self._index(master) if master else 0)]
+                return [rtnl.enslave(name, index_of(master) if master else 0)]
             case AddAddress(link_name, address):
-                return [rtnl.add_address(self._index(link_name), address)]
-            case _:
-                raise TypeError(f"no netlink for {step!r}")
+                return [rtnl.add_address(index_of(link_name), address)]
+            case PutThing(thing, before):
+                packed = _packed(thing)
+                return packed.requests(thing, before, index_of) if packed else None
+            case DelLink() | DelAddress() | DelThing():
+                return self._removal(step, index_of)
+            case NftChange() | SetSysctl():
+                return None
 
-    def _remove(self, step: DelLink | DelAddress) -> Writes:
-        """What is gone already need not be removed."""
+    def _removal(
+        self, step: DelLink | DelAddress | DelThing, index_of: IndexOf
+    ) -> list[nl.Request] | None:
         try:
-            if isinstance(step, DelLink):
-                self._socket.send([rtnl.delete(step.link.name)])
-            else:
-                self._socket.send([rtnl.del_address(self._index(step.link), step.address)])
+            match step:
+                case DelLink(link):
+                    return [rtnl.delete(link.name)]
+                case DelAddress(link_name, address):
+                    return [rtnl.del_address(index_of(link_name), address)]
+                case DelThing(thing):
+                    packed = _packed(thing)
+                    return packed.removal(thing, index_of) if packed else None
         except nl.NetlinkError as error:
-            if error.errno not in _GONE:
+            if error.errno != errno.ENODEV:
                 raise
-        return Writes(netlink=1)
+            return []  # it went with its link
 
-    def _index(self, name: str) -> int:
-        try:
-            return socket.if_nametoindex(name)
-        except OSError:
-            raise nl.NetlinkError(errno.ENODEV, f"interface {name} is gone") from None
+
+def _packed(thing: Thing) -> PackedDriver | None:
+    return next((driver for driver in PACKED if thing.kind in driver.kinds), None)
 
 
 def _driver(thing: Thing) -> ThingDriver:
@@ -315,14 +339,7 @@ def _may_change_networks() -> bool:
 
 
 def _refused(error: OSError) -> KernelError:
-    words = error.strerror or str(error)
-    if error.errno == errno.EPERM:
-        words += "; run as root (CAP_NET_ADMIN)"
-    if error.errno == errno.EOPNOTSUPP:
-        words += "; the kernel lacks this (modules ip_gre, 8021q, bridge, nf_tables)"
-    if error.filename:
-        words = f"{error.filename}: {words}"
-    return KernelError(words)
+    return KernelError(words(error))
 
 
 def _site_of(link: RawLink) -> str:

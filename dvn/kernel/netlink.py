@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 Attributes: TypeAlias = dict[int, bytes]
@@ -30,10 +30,16 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _TIMEOUT_S = 30.0
 _RECEIVE = 1 << 18
+_DATAGRAM = 128 << 10  # the kernel's default for a socket's send buffer is 208 KiB
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request; `args[1]` has its own explanation where it gave one."""
+    """The kernel refused a request; `args[1]` has its own explanation where it gave one.
+
+    `step`: the number of the step, where the requests of several were sent together.
+    """
+
+    step: int = 0
 
 
 class DumpInterruptedError(NetlinkError):
@@ -99,18 +105,27 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 class Request:
-    """One message to the kernel: type, flags, body; `what` it is for, in error messages."""
+    """One message to the kernel: type, flags, body; `what` it is for, in error messages.
 
-    __slots__ = ("body", "flags", "kind", "what")
+    `forgiven`: error numbers that are none here, such as ENODEV where something is removed.
+    """
 
-    def __init__(self, kind: int, flags: int, body: bytes, what: str) -> None:
+    __slots__ = ("body", "flags", "forgiven", "kind", "what")
+
+    def __init__(
+        self,
+        kind: int,
+        flags: int,
+        body: bytes,
+        what: str,
+        forgiven: frozenset[int] = frozenset(),
+    ) -> None:
         self.kind, self.flags, self.body, self.what = kind, flags, body, what
+        self.forgiven = forgiven
 
-    def pack(self, sequence: int) -> bytes:
+    def pack(self, sequence: int, flags: int = NLM_F_ACK) -> bytes:
         length = 16 + len(self.body)
-        header = _HEADER.pack(
-            length, self.kind, self.flags | NLM_F_REQUEST | NLM_F_ACK, sequence, 0
-        )
+        header = _HEADER.pack(length, self.kind, self.flags | NLM_F_REQUEST | flags, sequence, 0)
         return header + self.body + b"\0" * (-length % 4)
 
 
@@ -132,29 +147,55 @@ class Socket:
         self._socket.close()
 
     def send(self, requests: Iterable[Request]) -> None:
-        """Send all requests in one datagram; the kernel carries them out in one system call.
+        """Send the requests of one step: in one datagram, which the kernel carries out in one
+        system call, so that a kill of this process between two of them cannot happen.
 
-        So a kill of this process between two of them cannot happen. Raises NetlinkError for the
-        first that was refused; those behind it were tried all the same.
+        Raises NetlinkError for the first that was refused; those behind it were tried all the same.
         """
-        pending: dict[int, Request] = {}
-        packed = []
-        for request in requests:
-            self._sequence += 1
-            pending[self._sequence] = request
-            packed.append(request.pack(self._sequence))
-        if not packed:
-            return
+        self.send_steps([list(requests)])
+
+    def send_steps(self, steps: Iterable[Sequence[Request]]) -> None:
+        """Send the requests of many steps, many in one datagram, in order.
+
+        The kernel answers what it refuses, and the last of each datagram. Raises NetlinkError, its
+        `step` the number of the first step that was refused; the rest of its datagram was tried
+        all the same, what comes after was not sent.
+        """
+        pending: list[tuple[int, Request]] = []
+        size = 0
+        for number, requests in enumerate(steps):
+            grown = sum(len(request.body) + 19 for request in requests)
+            if pending and size + grown > _DATAGRAM:
+                self._send(pending)
+                pending, size = [], 0
+            pending += [(number, request) for request in requests]
+            size += grown
+        if pending:
+            self._send(pending)
+
+    def _send(self, rows: list[tuple[int, Request]]) -> None:
+        first = self._sequence + 1
+        self._sequence += len(rows)
+        last = self._sequence
+        packed = [
+            request.pack(sequence, NLM_F_ACK if sequence == last else 0)
+            for sequence, (_number, request) in enumerate(rows, first)
+        ]
         self._socket.send(b"".join(packed))
-        first: NetlinkError | None = None
-        while pending:
+        refused: NetlinkError | None = None
+        while True:
             for kind, flags, sequence, payload in messages(self._receive()):
-                if kind != NLMSG_ERROR or sequence not in pending:
+                if kind != NLMSG_ERROR or not first <= sequence <= last:
                     continue
-                done = pending.pop(sequence)
-                first = first or _error(payload, flags, done.what)
-        if first:
-            raise first
+                number, request = rows[sequence - first]
+                error = _error(payload, flags, request.what)
+                if error and error.errno not in request.forgiven and refused is None:
+                    refused = error
+                    refused.step = number
+                if sequence == last:
+                    if refused:
+                        raise refused
+                    return
 
     def dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
         """All objects of a kind. Read again if they changed meanwhile (NLM_F_DUMP_INTR)."""
@@ -193,6 +234,22 @@ class Socket:
             raise NetlinkError(
                 errno.ETIMEDOUT, f"the kernel did not answer within {_TIMEOUT_S:.0f} s"
             ) from None
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            # Answers were lost, and with them which requests were refused: who sent them looks.
+            self._drain()
+            raise NetlinkError(
+                errno.ENOBUFS, "the kernel had more to answer than fits; some of it is lost"
+            ) from None
+
+    def _drain(self) -> None:
+        """Throw away what is queued: the kernel answers before send() returns."""
+        try:
+            while self._socket.recv(_RECEIVE, socket.MSG_DONTWAIT):
+                pass
+        except OSError:
+            return
 
 
 def _error(payload: bytes, flags: int, what: str) -> NetlinkError | None:

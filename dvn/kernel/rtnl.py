@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -13,6 +14,7 @@ from dvn.kernel import netlink as nl
 from dvn.kernel.netlink import Request, attribute, be16, be32, nested, text, u8, u16, u32
 from dvn.kernel.state import ADDRESS_PROTOCOL, LINK_GROUP, Bridge, Gretap, Link, Params, Vlan
 from dvn.kernel.steps import Change
+from dvn.kernel.things import IndexOf
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -42,7 +44,8 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 
-IndexOf = Callable[[str], int]
+# What is gone already need not be removed.
+GONE = frozenset({errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ def enslave(name: str, master: int) -> Request:
 
 def delete(name: str) -> Request:
     header = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    return Request(RTM_DELLINK, 0, header + text(IFLA_IFNAME, name), f"delete {name}")
+    body = header + text(IFLA_IFNAME, name)
+    return Request(RTM_DELLINK, 0, body, f"delete {name}", GONE)
 
 
 def _set_named(name: str, body: bytes, what: str) -> Request:
@@ -261,7 +265,7 @@ def add_address(index: int, address: str) -> Request:
 
 def del_address(index: int, address: str) -> Request:
     body = _address_body(index, address, own=False)
-    return Request(RTM_DELADDR, 0, body, f"delete address {address}")
+    return Request(RTM_DELADDR, 0, body, f"delete address {address}", GONE)
 
 
 def _address_body(index: int, address: str, *, own: bool) -> bytes:

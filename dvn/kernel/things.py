@@ -2,16 +2,20 @@
 
 All follow one pattern, so that a new kind is one value and one driver and nothing else changes: a
 frozen value with the key the kernel knows it by; the same key with another value is changed in
-place. `DRIVERS` of linux.py has a driver for each kind.
+place. `PACKED` of linux.py has the drivers of what route netlink carries, and is what to write for
+a kind of which there are thousands: a plan sends their requests many at a time, among those of
+links and addresses. `DRIVERS` has the others, which write by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from dvn.kernel.netlink import Socket
+from dvn.kernel.netlink import Request, Socket
+
+IndexOf: TypeAlias = Callable[[str], int]
 
 
 class Thing(Protocol):
@@ -45,13 +49,26 @@ class Sight:
     own: frozenset[str]
 
 
-class ThingDriver(Protocol):
-    """Reads and writes the things of some kinds. Raises OSError (NetlinkError)."""
-
+class _Driver(Protocol):
     kinds: frozenset[str]
 
     def observe(self, socket: Socket, sight: Sight) -> Iterable[Thing]:
-        """Those that are ours, and the site's."""
+        """Those that are ours, and the site's. Raises OSError (NetlinkError)."""
+
+
+class PackedDriver(_Driver, Protocol):
+    """Reads the things of some kinds, and says which route netlink messages write them."""
+
+    def requests(self, thing: Thing, before: Thing | None, index_of: IndexOf) -> list[Request]:
+        """Those that make it, or change `before` into it in place. They are sent in one datagram.
+        `index_of` a link's name raises NetlinkError (ENODEV) if there is no such link."""
+
+    def removal(self, thing: Thing, index_of: IndexOf) -> list[Request]:
+        """Those that remove it; `forgiven` of a request has the errors that mean it is gone."""
+
+
+class ThingDriver(_Driver, Protocol):
+    """Reads and writes the things of some kinds. Raises OSError (NetlinkError)."""
 
     def put(self, socket: Socket, thing: Thing, before: Thing | None) -> int:
         """Make it, or change `before` into it in place. Returns the number of writes."""
