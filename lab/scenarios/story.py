@@ -22,11 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lab import net
+from lab import net, warm
 from lab.cloud import LabCloud
 from lab.farm import FinishedJob, SlurmFarm, Timing
-from lab.host import Host, LabError, stop
+from lab.host import Host, LabError
 from lab.hosts import Lab
+from lab.process import CommandError, told
 from lab.scenarios import site, work
 from lab.scenarios.report import Leftovers, Traffic
 
@@ -34,13 +35,15 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DVN = (sys.executable, "-m", "gateway.cli.main")
 MODULES = ("nfsd", "nfs", "nfsv4", "ip_gre", "8021q", "nft_nat", "nft_ct", "nft_masq")
 DAEMON_LOG = "/var/log/dvn-gateway.log"
+WARM_SOCKET = "/run/warm.sock"
 
 
 class Story:
     """A context manager; entered, all but the daemon runs, and the cloud account is prepared.
 
     core_share: the part of a real core that every core of the lab gets, on the farm and in the
-    cloud alike. tell: called with a line of progress.
+    cloud alike. tell: called with a line of progress. warm_start: programs of ours start with
+    their libraries loaded (lab/warm.py).
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Story:
         max_machines: int = 4,
         budget: str = "5.00",
         gre_allowed: bool = True,
+        warm_start: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.phases: dict[str, float] = {}
@@ -59,9 +63,10 @@ class Story:
         self._max_machines = max_machines
         self._budget = budget
         self._gre_allowed = gre_allowed
+        self._warm_start = warm_start
         self._tell = tell
         self._stack = ExitStack()
-        self._daemon: subprocess.Popen[bytes] | None = None
+        self._daemon: warm.Process | None = None
         self.tasks: dict[str, work.Task] = {}  # by job id
         self.directories = 0
 
@@ -98,6 +103,11 @@ class Story:
             self.hosts[name] for name in ("gw1", "head", "internet")
         )
         self.gw1.run("ip", "link", "set", "lan0", "up")
+        if self._warm_start:
+            self.gw1.spawn(
+                sys.executable, "-m", "lab.warm", WARM_SOCKET,
+                env=self._environment(), log=self._log_file(),
+            )  # fmt: skip
         modules.wait()  # what is built in, or missing, shows where it is used
         self._tell("starting Slurm, munge and NFS on the farm, and the EC2 API in the cloud")
         with ThreadPoolExecutor(1) as side:  # both wait a lot for their own programs to start
@@ -108,6 +118,8 @@ class Story:
         self.gw1.write(site.MUNGE_KEY, self.farm.munge_key, mode=0o400, owner=site.DAEMON_USER)
         self.gw1.script(f"install -d -o {site.DAEMON_USER} -m 0700 /var/lib/dvn")
         self.write_site_file()
+        if self._warm_start:
+            warm.wait_ready(self._on_gw1(WARM_SOCKET), 120)
         self.phases["lab up"] = time.monotonic() - began
 
     def _start_farm(self) -> None:
@@ -156,7 +168,17 @@ class Story:
         self, *arguments: str, check: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run the `dvn` command on the gateway host, as root."""
-        return self.gw1.run(*DVN, *arguments, check=check, timeout=timeout, env=self._environment())
+        if not self._warm_start:
+            return self.gw1.run(
+                *DVN, *arguments, check=check, timeout=timeout, env=self._environment()
+            )
+        done = warm.run(
+            self._on_gw1(WARM_SOCKET), arguments, env=self._environment(), timeout=timeout
+        )
+        if check and done.returncode != 0:
+            ended = f"ended with {done.returncode}{told(done.stdout, done.stderr)}"
+            raise CommandError(f"dvn {' '.join(arguments)}: {ended}", done)
+        return done
 
     def ask(self, *arguments: str) -> Any:
         """The JSON answer of a `dvn` command."""
@@ -169,17 +191,27 @@ class Story:
         """`dvn gateway run`; with wait, until its API answers."""
         if self._daemon is not None and self._daemon.poll() is None:
             raise LabError("the daemon runs already")
-        self._daemon = self.gw1.spawn(
-            *DVN, "gateway", "run", site.SITE_FILE,
-            env=self._environment(), log=self._log_file(),
-        )  # fmt: skip
+        arguments = ("gateway", "run", site.SITE_FILE)
+        if self._warm_start:
+            with self._log_file().open("ab") as log:
+                self._daemon = warm.start(
+                    self._on_gw1(WARM_SOCKET), arguments, env=self._environment(), output=log
+                )
+        else:
+            self._daemon = self.gw1.spawn(
+                *DVN, *arguments, env=self._environment(), log=self._log_file()
+            )
         if wait:
             self.gw1.wait_for(
                 lambda: self.status() is not None, 120, what="the daemon's API", interval=0.5
             )
 
     def _log_file(self) -> Path:
-        return Path(f"/proc/{self.gw1.pid}/root{DAEMON_LOG}")
+        return Path(self._on_gw1(DAEMON_LOG))
+
+    def _on_gw1(self, path: str) -> str:
+        """A path of that host, as we see it."""
+        return f"/proc/{self.gw1.pid}/root{path}"
 
     def daemon_log(self) -> str:
         with suppress(OSError):
@@ -187,7 +219,7 @@ class Story:
         return ""
 
     @property
-    def daemon(self) -> subprocess.Popen[bytes]:
+    def daemon(self) -> warm.Process:
         if self._daemon is None:
             raise LabError("the daemon was never started")
         return self._daemon
@@ -200,7 +232,8 @@ class Story:
             try:
                 self._daemon.wait(30)
             except subprocess.TimeoutExpired:
-                stop(self._daemon)
+                self._daemon.send_signal(signal.SIGKILL)
+                self._daemon.wait(30)
             self._daemon = None
 
     def api(self, path: str) -> Any:

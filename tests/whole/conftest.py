@@ -22,7 +22,7 @@ TESTS_POLICY = {
 @pytest.fixture(scope="session")
 def lab_story() -> Iterator[Story]:
     """Site, farm and cloud; the tenant's network is applied, no daemon runs."""
-    with Story(policy=TESTS_POLICY, max_machines=2, core_share=0.3) as story:
+    with Story(policy=TESTS_POLICY, max_machines=2, core_share=0.3, warm_start=True) as story:
         story.dvn("apply", site.SITE_FILE)
         yield story
 
