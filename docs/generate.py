@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from burst.model import Policy
 from dvn import values
-from dvn.spec import NotInFiles, Site
+from dvn.spec import NotInFiles, Site, rate
 from gateway import sections, units
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -128,6 +128,8 @@ _SITE_FILE = """\
 One YAML file for one host. `dvn validate` checks all of it and names every problem with its line.
 A key that is not listed here is refused. `<name>` stands for a name of yours: at most 31 lower-case
 letters, digits and `-`, a letter first. Where a list is expected, a single value may stand alone.
+
+Rates are written as `tc` does: `500kbit`, `50mbit`, `2.5gbit`, bits per second.
 
 Durations are written with units: `30s`, `5m`, `1h30m`, `1d`, `500ms`. Money is a number in the
 currency of your prices (AWS: US dollars). A complete, commented file is
@@ -245,6 +247,7 @@ def _kinds() -> dict[str, str]:
         values.Mac: "MAC address",
         values.Service: "`tcp/PORT` or `udp/PORT`",
         units.Duration: "duration",
+        rate.BitRate: "rate",
         units.Money: "money",
         units.Addresses: "range of addresses, or a list of them",
         units.AbsolutePath: "absolute path",

@@ -24,6 +24,18 @@ def tunnel_name(tenant: str, tunnel: str) -> str:
     return _device("t", tenant, tunnel)
 
 
+def network_rate_name(tenant: str, network: str) -> str:
+    return _device("r", tenant, network)
+
+
+def port_rate_name(interface: str) -> str:
+    """`q-tap3`: interfaces of this host are known by their names alone."""
+    plain = f"q-{interface}"
+    if len(plain) <= IFNAMSIZ:
+        return plain
+    return f"q-{interface[:5]}~{_tail(interface)}"
+
+
 def _device(kind: str, tenant: str, name: str) -> str:
     """`b-cms-farm` where that is short and cannot be mistaken, else `b-cmsfa~k3j9f2a`.
 
@@ -34,9 +46,11 @@ def _device(kind: str, tenant: str, name: str) -> str:
     plain = f"{kind}-{tenant}-{name}"
     if "-" not in tenant + name and len(plain) <= IFNAMSIZ:
         return plain
-    digest = hashlib.sha256(f"{tenant}/{name}".encode()).digest()
-    tail = base64.b32encode(digest).decode().lower()[:7]
-    return f"{kind}-{(tenant + name).replace('-', '')[:5]}~{tail}"
+    return f"{kind}-{(tenant + name).replace('-', '')[:5]}~{_tail(f'{tenant}/{name}')}"
+
+
+def _tail(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:7]
 
 
 def gre_key(*parts: str) -> int:

@@ -22,6 +22,7 @@ from dvn.nat.snat import SNAT
 from dvn.nat.zones import ZONES
 from dvn.passes import Context, Pass
 from dvn.problems import SpecError
+from dvn.rates.compile import RATES
 from dvn.spec import Site
 from dvn.tunnels.gretap import TUNNELS_PASS
 from dvn.vlans.bridges import BRIDGES
@@ -29,7 +30,7 @@ from dvn.vlans.forwarding import FORWARDING
 from dvn.vlans.ports import PORTS
 from dvn.vlans.uplinks import UPLINKS
 
-PASSES: tuple[Pass, ...] = (BRIDGES, UPLINKS, PORTS, TUNNELS_PASS, ZONES, SNAT, FORWARDING)
+PASSES: tuple[Pass, ...] = (BRIDGES, UPLINKS, PORTS, TUNNELS_PASS, ZONES, SNAT, FORWARDING, RATES)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 from dvn import addresses
 from dvn.forms import nearest
-from dvn.kernel.state import Host, table_name
+from dvn.kernel.state import Host, HostLink, table_name
 from dvn.problems import Path_, Problem
 from dvn.spec import Site
 
 _SHOWN = 12  # interfaces worth listing in a message
+# What the kernel itself may have put there (net.core.default_qdisc), and our own.
+_DEFAULT_QUEUES = frozenset(
+    ("", "noop", "noqueue", "pfifo_fast", "mq", "fq", "fq_codel", "fq_pie", "sfq", "cake", "tbf")
+)
 
 
 def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]:
@@ -63,6 +67,20 @@ def _attachments(site: Site, host: Host) -> Iterator[Problem]:
                     f"free it: ip link set {port.interface} nomaster",
                     where,
                 )
+            if link and port.rate and port.rate.inward:
+                yield from _foreign_queue(link, (*path, "ports", index, "rate"))
+
+
+def _foreign_queue(link: HostLink, path: Path_) -> Iterator[Problem]:
+    """A queue of the kernel's own choice may be replaced; one that somebody chose may not."""
+    if link.queue not in _DEFAULT_QUEUES:
+        yield Problem(
+            "",
+            0,
+            f"interface {link.name} has a queueing discipline already ({link.queue})",
+            f"remove it (tc qdisc delete dev {link.name} root), or leave out `rate`",
+            path,
+        )
 
 
 def _ours(host: Host, name: str | None) -> bool:
@@ -78,6 +96,12 @@ def _devices(site: Site) -> Iterator[tuple[str, tuple[object, ...] | None, Path_
         if network.vlan:
             slot = ("vlan", network.vlan.uplink, network.vlan.id)
             yield addresses.vlan_name(tenant, name), slot, (*path, "vlan", "id")
+        if network.rate and network.rate.outward:
+            yield addresses.network_rate_name(tenant, name), None, (*path, "rate")
+        for index, port in enumerate(network.ports):
+            if port.rate and port.rate.outward:
+                device = addresses.port_rate_name(port.interface)
+                yield device, None, (*path, "ports", index, "rate")
     for tunnel in site.tunnels():
         path = ("tenants", tunnel.tenant, "tunnels", tunnel.name)
         end = ("gretap", str(site.local_of(tunnel)), str(tunnel.remote), tunnel.key)

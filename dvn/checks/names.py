@@ -20,6 +20,9 @@ def device_names(site: Site, _: Declared) -> Iterator[Problem]:
         yield from _claim(owners, addresses.bridge_name(tenant, name), f"{tenant}/{name}", path)
         if network.vlan:
             yield from _claim(owners, addresses.vlan_name(tenant, name), f"{tenant}/{name}", path)
+        if network.rate:
+            device = addresses.network_rate_name(tenant, name)
+            yield from _claim(owners, device, f"{tenant}/{name}", path)
     for tunnel in site.tunnels():
         yield from _claim(
             owners,

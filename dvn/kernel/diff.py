@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dvn.kernel import nftdiff
-from dvn.kernel.state import Bridge, Gretap, KernelState, Link, Vlan
+from dvn.kernel.state import Bridge, Gretap, Ifb, KernelState, Link, Vlan
 from dvn.kernel.steps import (
     AddAddress,
     AddLink,
@@ -28,7 +28,7 @@ from dvn.kernel.steps import (
 )
 from dvn.kernel.things import Thing
 
-_KIND_ORDER = {"bridge": 0, "vlan": 1, "gretap": 2}
+_KIND_ORDER = {"bridge": 0, "vlan": 1, "gretap": 2, "ifb": 0}
 
 
 def diff(observed: KernelState, desired: KernelState) -> Plan:
@@ -89,7 +89,7 @@ def _in_the_way(observed: KernelState, desired: KernelState) -> dict[str, Link]:
 
 def _changeable(link: Link, wanted: Link) -> bool:
     match link.params, wanted.params:
-        case (Bridge(), Bridge()) | (Gretap(), Gretap()):
+        case (Bridge(), Bridge()) | (Gretap(), Gretap()) | (Ifb(), Ifb()):
             return True
         case Vlan() as have, Vlan() as want:
             return have == want

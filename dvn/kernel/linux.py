@@ -50,6 +50,7 @@ from dvn.kernel.steps import (
     Writes,
 )
 from dvn.kernel.things import IndexOf, PackedDriver, Sight, Thing, ThingDriver
+from dvn.rates.driver import RatesDriver
 
 _PROC_SYS = Path("/proc/sys")
 _LOCK = Path("/run/dvn/kernel.lock")
@@ -57,7 +58,7 @@ _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 
 
-PACKED: tuple[PackedDriver, ...] = ()
+PACKED: tuple[PackedDriver, ...] = (RatesDriver(),)
 DRIVERS: tuple[ThingDriver, ...] = ()
 
 
@@ -140,7 +141,7 @@ class LinuxKernel:
             ),
             tables=tables,
             raised=frozenset(link.name for link in links if link.up and link.index not in own),
-            things=self._things(site, names, own),
+            things=self._things(site, links, own),
         )
         host = Host(
             links={link.name: _host_link(link, names) for link in links},
@@ -153,9 +154,14 @@ class LinuxKernel:
         )
         return View(host, state, tuple(others))
 
-    def _things(self, site: str, names: dict[int, str], own: set[int]) -> tuple[Thing, ...]:
-        indexes = {name: index for index, name in names.items()}
-        sight = Sight(site, names, indexes, frozenset(names[index] for index in own))
+    def _things(self, site: str, links: list[RawLink], own: set[int]) -> tuple[Thing, ...]:
+        sight = Sight(
+            site,
+            names={link.index: link.name for link in links},
+            indexes={link.name: link.index for link in links},
+            own=frozenset(link.name for link in links if link.index in own),
+            queues={link.name: link.queue for link in links},
+        )
         try:
             drivers = (*PACKED, *DRIVERS)
             return tuple(t for each in drivers for t in each.observe(self._socket, sight))
@@ -395,4 +401,5 @@ def _host_link(link: RawLink, names: dict[int, str]) -> HostLink:
         site=_site_of(link),
         master=names.get(link.master) if link.master else None,
         slot=params.slot() if params else None,
+        queue=link.queue,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dvn.kernel import netlink as nl
 from dvn.kernel.netlink import Request, attribute, be16, be32, nested, text, u8, u16, u32
-from dvn.kernel.state import ADDRESS_PROTOCOL, LINK_GROUP, Bridge, Gretap, Link, Params, Vlan
+from dvn.kernel.state import ADDRESS_PROTOCOL, LINK_GROUP, Bridge, Gretap, Ifb, Link, Params, Vlan
 from dvn.kernel.steps import Change
 from dvn.kernel.things import IndexOf
 
@@ -20,7 +20,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
 IFF_UP = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_QDISC = 1, 3, 4, 5, 6
 IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 10, 18, 20
 IFLA_STATS64, IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 23, 26, 27, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
@@ -64,6 +64,7 @@ class RawLink:
     kind: str
     data: nl.Attributes
     link_local: bool
+    queue: str  # kind of the root queue (tc(8)); "" if it has none
     stats: tuple[int, int, int, int] | None  # rx packets, tx packets, rx bytes, tx bytes
 
 
@@ -101,6 +102,7 @@ def parse_link(payload: bytes) -> RawLink:
         kind=_string(info.get(IFLA_INFO_KIND)),
         data=nl.attributes(info.get(IFLA_INFO_DATA, b"")),
         link_local=inet6.get(IFLA_INET6_ADDR_GEN_MODE, b"\1") != b"\1",
+        queue=_string(found.get(IFLA_QDISC)),
         stats=struct.unpack_from("=4Q", stats) if stats else None,
     )
 
@@ -125,6 +127,8 @@ def params_of(link: RawLink, name_of: Callable[[int], str]) -> Params | None:
                 pmtudisc=bool(_u8(data.get(IFLA_GRE_PMTUDISC))),
                 ignore_df=bool(_u8(data.get(IFLA_GRE_IGNORE_DF))),
             )
+        case "ifb":
+            return Ifb()
         case _:
             return None
 
@@ -232,6 +236,8 @@ def _info(params: Params) -> bytes:
                 u8(IFLA_GRE_PMTUDISC, int(params.pmtudisc)),
                 u8(IFLA_GRE_IGNORE_DF, int(params.ignore_df)),
             ]
+        case Ifb():
+            data = []
     kind = attribute(IFLA_INFO_KIND, params.kind.encode())
     return nested(IFLA_LINKINFO, kind, nested(IFLA_INFO_DATA, *data))
 

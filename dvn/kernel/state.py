@@ -71,7 +71,17 @@ class Gretap:
         return ("gretap", self.local, self.remote, self.key)
 
 
-Params: TypeAlias = Bridge | Vlan | Gretap
+@dataclass(frozen=True)
+class Ifb:
+    """Where what comes in by another device is queued (dvn/rates)."""
+
+    kind: Literal["ifb"] = "ifb"
+
+    def slot(self) -> tuple[object, ...] | None:
+        return None
+
+
+Params: TypeAlias = Bridge | Vlan | Gretap | Ifb
 
 
 @dataclass(frozen=True)
@@ -262,6 +272,7 @@ class HostLink:
     site: str = ""  # whose it is, if ours
     master: str | None = None
     slot: tuple[object, ...] | None = None
+    queue: str = ""  # kind of its root queue (tc(8))
 
 
 @dataclass(frozen=True)

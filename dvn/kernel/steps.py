@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from dvn.kernel.nftcommands import NftCommand
-from dvn.kernel.state import Bridge, Gretap, Link, Vlan
+from dvn.kernel.state import Bridge, Gretap, Ifb, Link, Vlan
 from dvn.kernel.things import Thing
 
 
@@ -21,6 +21,8 @@ def _params(link: Link) -> str:
             return f"vlan {id_} on {parent}"
         case Gretap(local, remote, key):
             return f"gretap {local} -> {remote} key {key}"
+        case Ifb():
+            return "ifb"
 
 
 @dataclass(frozen=True)

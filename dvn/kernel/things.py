@@ -47,6 +47,7 @@ class Sight:
     names: Mapping[int, str]
     indexes: Mapping[str, int]
     own: frozenset[str]
+    queues: Mapping[str, str]  # kind of each link's root queue
 
 
 class _Driver(Protocol):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model
+from dvn.spec.rate import Rate
 from dvn.values import (
     Address,
     AddressField,
@@ -49,6 +50,9 @@ class Port(Model):
     """The only source MAC address let through here; any unless given."""
     address: AddressField | None = None
     """The only source address of its family let through here; any of the prefix unless given."""
+    rate: Rate | None = None
+    """The most that passes here: `1gbit` for each way, or `{in: 1gbit, out: 100mbit}`. `in` is what
+    the machine receives."""
 
 
 class Network(Model):
@@ -73,7 +77,9 @@ class Network(Model):
     """Interfaces of this host that belong to the network."""
     services: tuple[Service, ...] = ()
     """Services of this host that the network may use, such as `udp/53`; none unless given."""
-    rate: Annotated[NotYet, not_yet("a rate limit")] = None
+    rate: Rate | None = None
+    """The most that passes between the network and everything else, at its gateway: `1gbit` for
+    each way, or `{in: 1gbit, out: 100mbit}`. `in` is what its machines receive."""
     dhcp: Annotated[NotYet, not_yet("DHCP")] = None
 
     def gateways(self) -> tuple[IPv4Interface | IPv6Interface, ...]:

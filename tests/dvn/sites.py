@@ -77,6 +77,8 @@ def sites(draw: st.DrawFn) -> Site:
             if draw(st.booleans()) and taps:
                 networks[name]["ports"] = [{"interface": taps.pop()}]
             if draw(st.booleans()):
+                networks[name]["rate"] = draw(st.sampled_from(["5mbit", {"in": "1gbit"}]))
+            if draw(st.booleans()):
                 networks[name]["services"] = draw(
                     st.lists(st.sampled_from(["tcp/22", "udp/53"]), unique=True)
                 )
