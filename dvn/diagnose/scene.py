@@ -1,0 +1,228 @@
+"""What a packet meets beside filters: devices, addresses, routes, neighbours, learned addresses.
+
+A scene is of a plan (what the compiler would make, and the little it says of the host), or of a
+running host (surroundings.py reads it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
+from typing import TypeAlias
+
+from dvn.kernel.state import LINK_GROUP, KernelState, Link
+
+IpAddress: TypeAlias = IPv4Address | IPv6Address
+IpInterface: TypeAlias = IPv4Interface | IPv6Interface
+IpNetwork: TypeAlias = IPv4Network | IPv6Network
+
+MAIN, LOCAL = 254, 255  # routing tables (linux/rtnetlink.h)
+IPV4_TUNNEL_OVERHEAD = 20 + 4 + 4
+
+
+@dataclass(frozen=True)
+class Device:
+    """A link, ours or not. `parent` and `vlan` of an 802.1Q device; `ends` of a tunnel."""
+
+    name: str
+    kind: str = ""
+    mtu: int = 1500
+    up: bool = True
+    mac: str = ""
+    master: str = ""
+    group: int = 0
+    alias: str = ""
+    parent: str = ""
+    vlan: int = 0
+    local: str = ""
+    remote: str = ""
+    key: int = 0
+    table: int = 0  # of a VRF
+    isolated: bool = False  # bridge port flag
+    addresses: tuple[IpInterface, ...] = ()
+
+
+@dataclass(frozen=True)
+class Path:
+    """A route. `kind`: unicast, local, broadcast, blackhole, unreachable, prohibit."""
+
+    prefix: IpNetwork
+    device: str
+    gateway: IpAddress | None = None
+    table: int = MAIN
+    kind: str = "unicast"
+    metric: int = 0
+    mtu: int = 0
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A policy routing rule (ip-rule(8)), in the order of priority."""
+
+    priority: int
+    table: int
+    version: int
+    iif: str = ""
+    oif: str = ""
+    source: IpNetwork | None = None
+    destination: IpNetwork | None = None
+    mark: int | None = None
+    mask: int = 0xFFFFFFFF
+    l3mdev: bool = False
+    kind: str = "lookup"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A host as a packet meets it. `neighbours`: (device, address) to MAC; `learned`: (bridge, MAC)
+    to port; `sysctls` by their path below /proc/sys."""
+
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    routes: tuple[Path, ...] = ()
+    rules: tuple[Selector, ...] = ()
+    neighbours: Mapping[tuple[str, IpAddress], str] = field(default_factory=dict)
+    learned: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+    def ports(self, bridge: str) -> tuple[Device, ...]:
+        return self._slaves.get(bridge, ())
+
+    @cached_property
+    def _slaves(self) -> dict[str, tuple[Device, ...]]:
+        found: dict[str, list[Device]] = {}
+        for device in self.devices.values():
+            if device.master:
+                found.setdefault(device.master, []).append(device)
+        return {name: tuple(devices) for name, devices in found.items()}
+
+    @cached_property
+    def vlans(self) -> Mapping[tuple[str, int], Device]:
+        return {(d.parent, d.vlan): d for d in self.devices.values() if d.kind == "vlan"}
+
+    @cached_property
+    def own(self) -> Mapping[IpAddress, tuple[Device, ...]]:
+        """Addresses of this host, and where they are."""
+        found: dict[IpAddress, list[Device]] = {}
+        for device in self.devices.values():
+            for address in device.addresses:
+                found.setdefault(address.ip, []).append(device)
+        return {address: tuple(devices) for address, devices in found.items()}
+
+    def vrf_of(self, device: str) -> Device | None:
+        here = self.devices.get(device)
+        master = self.devices.get(here.master) if here and here.master else None
+        if here and here.kind == "vrf":
+            return here
+        return master if master and master.kind == "vrf" else None
+
+    def number(self, key: str, default: int = 0) -> int:
+        try:
+            return int(self.sysctls.get(key, default))
+        except ValueError:
+            return default
+
+
+def of_state(
+    state: KernelState, *, outside: str = "", host: Mapping[str, Device] | None = None
+) -> Scene:
+    """The scene that a plan makes. `outside`: where the default route leaves, by default what the
+    tables call outside; `host`: other devices of the host, with their addresses."""
+    outside = outside or _outside(state)
+    devices = dict(host or {})
+    for name in sorted({outside, *state.raised, *_parents(state)} - {""}):
+        devices.setdefault(name, Device(name))
+    for port in state.ports:
+        known = devices.get(port.name, Device(port.name))
+        devices[port.name] = replace(known, master=port.master)
+    for link in state.links:
+        devices[link.name] = _device(link)
+    for address in state.addresses:
+        device = devices.get(address.link)
+        if device is not None:
+            more = (*device.addresses, ip_interface(address.address))
+            devices[address.link] = replace(device, addresses=more)
+    routes = [*connected(devices.values())]
+    if outside:
+        ends = {d.local for d in devices.values() if d.local} - _known(devices)
+        more = tuple(ip_interface(end) for end in sorted(ends))
+        devices[outside] = replace(devices[outside], addresses=(*devices[outside].addresses, *more))
+        routes += [Path(ip_network(text), outside) for text in ("0.0.0.0/0", "::/0")]
+    sysctls = dict(state.sysctl_values)
+    return with_pins(Scene(devices, tuple(routes), sysctls=sysctls), state)
+
+
+def with_pins(scene: Scene, state: KernelState) -> Scene:
+    """Where a port says which MAC and address it has, the host will learn just these."""
+    pins: dict[str, dict[str, set[str]]] = {}
+    for table in state.tables:
+        for each in table.sets if table.family == "bridge" else ():
+            if each.name in ("port_mac", "port_address4", "port_address6"):
+                for element in each.elements:
+                    kinds = pins.setdefault(element[0], {})
+                    kinds.setdefault(each.name[5:8], set()).add(element[1])
+    learned, neighbours = dict(scene.learned), dict(scene.neighbours)
+    for port, kinds in pins.items():
+        device, macs = scene.devices.get(port), kinds.get("mac", set())
+        if device is None or len(macs) != 1:
+            continue
+        mac = next(iter(macs))
+        learned.setdefault((device.master, mac), port)
+        for address in kinds.get("add", set()):
+            if "/" not in address:
+                neighbours.setdefault((device.master, ip_interface(address).ip), mac)
+    return replace(scene, learned=learned, neighbours=neighbours)
+
+
+def connected(devices: Iterable[Device]) -> Iterable[Path]:
+    """The routes that addresses bring (net/ipv4/fib_frontend.c, fib_add_ifaddr)."""
+    for device in devices:
+        for address in device.addresses:
+            if address.network.prefixlen < address.max_prefixlen:
+                yield Path(address.network, device.name)
+
+
+def _device(link: Link) -> Device:
+    params = link.params
+    return Device(
+        link.name,
+        kind=params.kind,
+        mtu=link.mtu,
+        up=link.up,
+        mac=link.mac or "",
+        master=link.master or "",
+        group=LINK_GROUP,
+        alias=link.alias,
+        parent=getattr(params, "parent", ""),
+        vlan=getattr(params, "id", 0),
+        local=getattr(params, "local", "") or "",
+        remote=getattr(params, "remote", "") or "",
+        key=getattr(params, "key", 0) or 0,
+        table=getattr(params, "table", 0),
+    )
+
+
+def _known(devices: Mapping[str, Device]) -> set[str]:
+    return {str(address.ip) for device in devices.values() for address in device.addresses}
+
+
+def _outside(state: KernelState) -> str:
+    for table in state.tables:
+        for each in table.sets:
+            if each.name == "outside" and each.elements:
+                return min(each.elements)[0]
+    return ""
+
+
+def _parents(state: KernelState) -> set[str]:
+    return {link.params.parent for link in state.links if link.params.kind == "vlan"}
