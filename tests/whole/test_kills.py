@@ -28,7 +28,7 @@ FLASH = 8
 def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story: Story) -> None:
     moments = random.Random(SEED)
     flashes: list[tuple[int, list[str]]] = []
-    tasks = work.flash(FLASH, size=60_000)
+    tasks = work.flash(FLASH, size=50_000)
     right = work.expected(tasks)
     seen_states: set[str] = set()
 
@@ -49,7 +49,7 @@ def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story:
         story.start_daemon(wait=False)
         # Half of the kills come while the daemon starts, half while its loops work.
         within_start = kill % 2 == 1
-        limit = moments.uniform(0.1, 3) if within_start else moments.uniform(0.5, 9)
+        limit = moments.uniform(0.1, 3) if within_start else moments.uniform(0.5, 7)
         if not within_start:
             wait_for(partial(begun, seen), 90, what="the daemon's loops", interval=0.2)
         with pytest.raises(subprocess.TimeoutExpired):  # else it ended by itself: a defect

@@ -26,7 +26,7 @@ def test_without_the_rule_the_lease_fails_by_tunnel_and_with_it_the_jobs_run_rem
     try:
         story.start_daemon()
         before |= {lease["id"] for lease in story.leases()}
-        ids = story.submit(work.flash(20, size=60_000))
+        ids = story.submit(work.flash(16, size=50_000))
 
         def failed() -> list[dict[str, Any]]:
             new = [lease for lease in story.leases() if lease["id"] not in before]
@@ -58,7 +58,7 @@ def test_without_the_rule_the_lease_fails_by_tunnel_and_with_it_the_jobs_run_rem
 
     # Positive control: the same story with the rule in place.
     story.dvn("burst", "resume")
-    again = story.submit(work.flash(14, size=60_000))
+    again = story.submit(work.flash(10, size=50_000))
     ended = story.farm.wait_finished(again, 300)
     assert any(not worker_of(job.nodes) for job in ended)
     story.wait_returned(240)
