@@ -41,8 +41,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def farm(lab: Lab) -> Iterator[SlurmFarm]:
-    timing = Timing(slurmd_timeout=10)
-    with SlurmFarm(lab.hosts["head"], [lab.hosts["wn1"]], timing=timing) as farm:
+    with SlurmFarm(lab.hosts["head"], [lab.hosts["wn1"]], timing=Timing()) as farm:
         yield farm
 
 
@@ -124,7 +123,10 @@ def test_the_same_queued_job_runs_on_a_borrowed_node(lab: Lab, farm: SlurmFarm) 
     with pytest.raises(LrmsError, match="busy"):
         lrms.remove("cms-aws-1")
     lrms.admit(node(lrms.snapshot(), "cms-aws-1"))
-    assert node(lrms.snapshot(), "cms-aws-1").state is NodeState.MIXED
+    # Until the node has registered again, Slurm calls its state unknown.
+    farm.head.wait_for(
+        lambda: node(lrms.snapshot(), "cms-aws-1").state is NodeState.MIXED, 60, what="in use again"
+    )
     lrms.drain("cms-aws-1", "idle")
     farm.head.run("scancel", busy)
     farm.head.wait_for(
@@ -169,7 +171,11 @@ def test_a_lost_machine_is_down_its_job_waits_again_and_the_node_can_be_removed(
     farm.head.wait_for(
         lambda: node(lrms.snapshot(), "cms-aws-2").state is NodeState.DOWN, 120, what="node down"
     )
-    assert job(lrms.snapshot(), lost).state is JobState.PENDING
+    farm.head.wait_for(
+        lambda: job(lrms.snapshot(), lost).state is JobState.PENDING,
+        60,
+        what="the job queued again",
+    )
     lrms.remove("cms-aws-2")
     assert "cms-aws-2" not in {node.name for node in lrms.snapshot().nodes}
     farm.head.run("scancel", lost)
