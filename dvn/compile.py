@@ -27,10 +27,21 @@ from dvn.spec import Site
 from dvn.tunnels.gretap import TUNNELS_PASS
 from dvn.vlans.bridges import BRIDGES
 from dvn.vlans.forwarding import FORWARDING
+from dvn.vlans.isolation import ISOLATION
 from dvn.vlans.ports import PORTS
 from dvn.vlans.uplinks import UPLINKS
 
-PASSES: tuple[Pass, ...] = (BRIDGES, UPLINKS, PORTS, TUNNELS_PASS, ZONES, SNAT, FORWARDING, RATES)
+PASSES: tuple[Pass, ...] = (
+    BRIDGES,
+    UPLINKS,
+    PORTS,
+    ISOLATION,
+    TUNNELS_PASS,
+    ZONES,
+    SNAT,
+    FORWARDING,
+    RATES,
+)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _address_conflicts(site: Site, name: str, pool: PoolConfig) -> Iterator[Prob
     """The first address of the pool that cannot be a machine's: one problem tells it all."""
     network = site.network(pool.tenant, pool.network)
     gateways = {interface.ip for interface in network.gateways()}
-    ports = {port.address for port in network.ports if port.address is not None}
+    ports = {address for port in network.ports for address in port.address}
     for text in pool.addresses:
         address = ip_address(text)
         prefix = next((p for p in network.prefix if address in p), None)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from dvn.checks.names import device_names
+from dvn.checks.claims import claims
+from dvn.checks.names import device_names, network_numbers
 from dvn.checks.nat import nat
 from dvn.checks.networks import gateways, prefixes, underlay_in_prefix, vlans
 from dvn.checks.ports import ports
@@ -32,6 +33,8 @@ RULES: tuple[Callable[[Site, Declared], Iterator[Problem]], ...] = (
     tunnels,
     tunnel_ends,
     device_names,
+    network_numbers,
+    claims,
 )
 
 

@@ -32,6 +32,21 @@ def device_names(site: Site, _: Declared) -> Iterator[Problem]:
         )
 
 
+def network_numbers(site: Site, _: Declared) -> Iterator[Problem]:
+    owners: dict[int, str] = {}
+    for tenant, name, _network in site.networks():
+        number = addresses.network_number(tenant, name)
+        if owners.setdefault(number, f"{tenant}/{name}") != f"{tenant}/{name}":
+            yield Problem(
+                "",
+                0,
+                f"{tenant}/{name} and {owners[number]} would both be number {number} in the "
+                "frame filters",
+                "rename one of them",
+                net_path(tenant, name),
+            )
+
+
 def _claim(owners: dict[str, str], device: str, owner: str, path: Path_) -> Iterator[Problem]:
     if owners.setdefault(device, owner) != owner:
         yield Problem(

@@ -151,6 +151,7 @@ class LinuxKernel:
                 if address.index not in own and address.protocol != ADDRESS_PROTOCOL
             ),
             foreign_tables=foreign_tables,
+            bridge_meta=self._nft.knows_bridges(),
         )
         return View(host, state, tuple(others))
 

@@ -14,12 +14,16 @@ from dvn.kernel.driver import KernelError
 from dvn.kernel.state import OWNER_SET, Element, NftChain, NftRule, NftSet, NftTable
 
 _JSON, _STATELESS = 1 << 4, 1 << 1
+_BRIDGE_META = (
+    "add table bridge dvn-try; add chain bridge dvn-try c { type filter hook prerouting "
+    'priority 0; }; add rule bridge dvn-try c meta ibrname "dvn-try"'
+)
 
 
 class _Context:
     """One libnftables context with fixed output flags."""
 
-    def __init__(self, flags: int) -> None:
+    def __init__(self, flags: int, *, dry: bool = False) -> None:
         try:
             self._lib = ctypes.CDLL("libnftables.so.1")
         except OSError as error:
@@ -33,6 +37,7 @@ class _Context:
         if not self._context:
             raise KernelError("libnftables gave no context")
         self._lib.nft_ctx_output_set_flags(self._context, ctypes.c_uint(flags))
+        self._lib.nft_ctx_set_dry_run(self._context, ctypes.c_bool(dry))
         self._lib.nft_ctx_buffer_output(self._context)
         self._lib.nft_ctx_buffer_error(self._context)
 
@@ -46,6 +51,14 @@ class _Context:
             raise KernelError(f"nft: {words or 'refused without a word'}")
         return cast(bytes, output or b"").decode()
 
+    def takes(self, commands: str) -> bool:
+        """Whether the kernel would take the commands (of a dry context)."""
+        try:
+            self.run(commands)
+        except KernelError:
+            return False
+        return True
+
     def close(self) -> None:
         self._lib.nft_ctx_free(self._context)
 
@@ -56,6 +69,7 @@ class Nft:
     def __init__(self) -> None:
         self._reader = _Context(_JSON)
         self._writer = _Context(_STATELESS)
+        self._bridge_meta: bool | None = None
         # What each rule looked like when first seen under its comment: a rule whose body was
         # changed by hand and whose comment was kept is no longer what it says.
         self._seen: dict[tuple[str, str, str, str], str] = {}
@@ -95,6 +109,15 @@ class Nft:
         )
         return NftTable(cast(Literal["inet", "bridge"], family), name, sets, chains)
 
+    def knows_bridges(self) -> bool:
+        """Whether this kernel can match a frame's bridge (CONFIG_NFT_BRIDGE_META): it is asked,
+        and nothing is changed."""
+        if self._bridge_meta is None:
+            asking = _Context(0, dry=True)
+            self._bridge_meta = asking.takes(_BRIDGE_META)
+            asking.close()
+        return self._bridge_meta
+
     def listing(self, family: str, name: str) -> str:
         """nft's own text of a table, without counters' values; `nft -f` takes it back."""
         return self._writer.run(f"list table {family} {name}")
@@ -130,6 +153,8 @@ def _uncounted(part: Any) -> Any:
 
 def _set(body: dict[str, Any]) -> NftSet:
     kinds = body["type"]
+    if isinstance(kinds, dict):  # a set declared with typeof, as nft 1.1 shows it
+        kinds = [_type_of(part) for part in kinds["typeof"].get("concat", [kinds["typeof"]])]
     data = body.get("map", "")
     elements = frozenset(_element(item, bool(data)) for item in body.get("elem", ()))
     return NftSet(
@@ -140,6 +165,11 @@ def _set(body: dict[str, Any]) -> NftSet:
         interval="interval" in body.get("flags", ()),
         comment=body.get("comment", ""),
     )
+
+
+def _type_of(expression: Any) -> str:
+    key = expression.get("meta", {}).get("key", "integer")
+    return "ifname" if key == "iifname" else str(key)
 
 
 def _element(item: Any, is_map: bool) -> Element:

@@ -55,7 +55,8 @@ class AddSet:
     set: NftSet
 
     def text(self) -> str:
-        words = [f"type {' . '.join(self.set.type)}"]
+        typeof = self.set.typeof
+        words = [f"typeof {typeof}" if typeof else f"type {' . '.join(self.set.type)}"]
         if self.set.data:
             words.append(f": {self.set.data}")
         words.append(";")

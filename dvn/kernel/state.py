@@ -156,7 +156,10 @@ Element: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True)
 class NftSet:
-    """A set, or a map if `data` names a type. An element is its key's parts, then the value."""
+    """A set, or a map if `data` names a type. An element is its key's parts, then the value.
+
+    `typeof`: the key in nft's words, where `type` cannot say how long its integers are.
+    """
 
     name: str
     type: tuple[str, ...]
@@ -164,6 +167,7 @@ class NftSet:
     data: str = ""
     interval: bool = False
     comment: str = ""
+    typeof: str = field(default="", compare=False)
 
     def frame(self) -> NftSet:
         return replace(self, elements=frozenset())
@@ -284,6 +288,7 @@ class Host:
     foreign_tables: frozenset[tuple[str, str]] = frozenset()  # with our name, without our marker
     sysctls: Mapping[str, str] = field(default_factory=dict)  # of others' interfaces we may switch
     switched: frozenset[str] = frozenset()  # those that a site of ours switched, by key
+    bridge_meta: bool = False  # whether nft can tell which bridge a frame is in
 
 
 @dataclass(frozen=True)

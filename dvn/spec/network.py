@@ -47,9 +47,11 @@ class Port(Model):
     interface: Interface
     """Its name, as `ip link` shows it."""
     mac: Mac | None = None
-    """The only source MAC address let through here; any unless given."""
-    address: AddressField | None = None
-    """The only source address of its family let through here; any of the prefix unless given."""
+    """The only source MAC address let through here, and from no other port or tunnel; any that is
+    nobody else's unless given."""
+    address: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
+    """The only source addresses of their family let through here, one or more, and from no other
+    port or tunnel; any of the prefix that is nobody else's unless given."""
     rate: Rate | None = None
     """The most that passes here: `1gbit` for each way, or `{in: 1gbit, out: 100mbit}`. `in` is what
     the machine receives."""

@@ -49,6 +49,8 @@ class Site(Model):
                 key=tunnel.key,
                 local=tunnel.local,
                 transport=tunnel.transport,
+                addresses=tunnel.addresses,
+                macs=tunnel.macs,
                 dynamic=tunnel.dynamic,
             )
             for tenant_name, tenant in sorted(self.tenants.items())

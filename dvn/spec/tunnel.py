@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model, fault
-from dvn.values import Interface, Ipv4Field, Name, in_range, not_yet
+from dvn.values import (
+    AddressField,
+    Interface,
+    Ipv4Field,
+    Mac,
+    Name,
+    in_range,
+    not_yet,
+    one_or_more,
+)
 
 LATER_TRANSPORTS = ("fou", "wireguard", "ipsec", "auto")
 
@@ -64,6 +73,11 @@ class TunnelSpec(Model):
     transport: Transport = Field(examples=["plain"])
     """`plain`: not encrypted. To be written out, so that nobody gets it by accident."""
     peer_key: Annotated[NotYet, not_yet("an encrypted transport (peer_key)")] = None
+    addresses: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
+    """The only inner source addresses of their family let in, and from no other port or tunnel;
+    any of the network's prefix that is nobody else's unless given."""
+    macs: Annotated[tuple[Mac, ...], BeforeValidator(one_or_more)] = ()
+    """The only inner source MAC addresses let in; any that is nobody else's unless given."""
     dynamic: Annotated[bool, NotInFiles()] = False
     """Whether a lease brought it; its stamp in the kernel says so too."""
 
@@ -78,6 +92,8 @@ class Tunnel(Model):
     key: TunnelKey
     local: Ipv4Field | None = None
     transport: Transport = "plain"
+    addresses: tuple[AddressField, ...] = ()
+    macs: tuple[Mac, ...] = ()
     dynamic: bool = False
 
     def spec(self) -> TunnelSpec:
@@ -87,5 +103,7 @@ class Tunnel(Model):
             key=self.key,
             local=self.local,
             transport=self.transport,
+            addresses=self.addresses,
+            macs=self.macs,
             dynamic=self.dynamic,
         )

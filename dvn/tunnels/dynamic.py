@@ -6,9 +6,11 @@ it must not take a tunnel from under a running job, so their stamps tell them fr
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from dvn.kernel.state import KernelState, Link, NftSet, NftTable
+from dvn.kernel.state import Element, KernelState, Link, NftTable
+from dvn.vlans.claims import claims_of
 
 FIXED, DYNAMIC = "tunnel", "lease"  # kinds in a stamp: dvn:SITE:KIND:TENANT/NAME
 TUNNELS = "tunnels"  # the set of tunnel devices in the bridge table
@@ -19,7 +21,6 @@ def keep_dynamic(observed: KernelState, desired: KernelState) -> KernelState:
 
     Pure. What the file says wins: a device name, or ends and key, that it gives to another.
     """
-    clamped = {e for t in desired.tables for s in t.sets if s.name == TUNNELS for e in s.elements}
     if not any(s.name == TUNNELS for table in desired.tables for s in table.sets):
         return desired  # without an underlay there are no tunnels
     slots = {link.params.slot() for link in desired.links}
@@ -31,8 +32,15 @@ def keep_dynamic(observed: KernelState, desired: KernelState) -> KernelState:
         and link.params.slot() not in slots
         and (link.master is None or link.master in desired.by_name)
     )
-    names = frozenset(clamped | {(link.name,) for link in kept})
-    tables = tuple(_with_tunnels(table, names) for table in desired.tables)
+    names = frozenset(link.name for link in kept)
+    more: dict[str, Collection[Element]] = {
+        **claims_of((t for t in observed.tables if t.family == "bridge"), names),
+        TUNNELS: {(name,) for name in names},
+    }
+    tables = tuple(
+        _with_elements(table, more) if table.family == "bridge" else table
+        for table in desired.tables
+    )
     return replace(desired, links=(*desired.links, *kept), tables=tables)
 
 
@@ -46,6 +54,6 @@ def _fitted(link: Link, desired: KernelState) -> Link:
     return replace(link, up=True, mac=None, mtu=bridge.mtu if bridge else link.mtu)
 
 
-def _with_tunnels(table: NftTable, names: frozenset[tuple[str, ...]]) -> NftTable:
-    sets = tuple(NftSet(s.name, s.type, names) if s.name == TUNNELS else s for s in table.sets)
-    return replace(table, sets=sets)
+def _with_elements(table: NftTable, more: Mapping[str, Collection[Element]]) -> NftTable:
+    sets = (replace(s, elements=s.elements.union(more.get(s.name, ()))) for s in table.sets)
+    return replace(table, sets=tuple(sets))

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol
 
+from burst.join.userdata import inner_mac
 from burst.model import Lease, LeaseState, LinkHealth
 from dvn.agent_client import AgentError, AgentUnavailable
 from dvn.located import SpecError
@@ -71,15 +72,19 @@ def has_tunnel(lease: Lease) -> bool:
 
 
 def wanted_tunnels(leases: Iterable[Lease]) -> tuple[Tunnel, ...]:
-    """One for each lease that has one now; a lease with an impossible address is left out."""
+    """One for each lease that has one now; a lease with an impossible address is left out.
+
+    What comes out of a lease's tunnel has the lease's address, and the MAC address that its
+    machine gives the tunnel device (burst/join/userdata.py).
+    """
     tunnels = []
     for lease in leases:
         if not has_tunnel(lease):
             continue
         try:
-            remote = IPv4Address(lease.underlay)
-        except AddressValueError:
-            log.warning("event=bad-underlay lease=%s address=%r", lease.id, lease.underlay)
+            remote, address = IPv4Address(lease.underlay), IPv4Address(lease.address)
+        except AddressValueError as error:
+            log.warning("event=bad-address lease=%s error=%r", lease.id, error)
             continue
         tunnels.append(
             Tunnel(
@@ -88,6 +93,8 @@ def wanted_tunnels(leases: Iterable[Lease]) -> tuple[Tunnel, ...]:
                 network=lease.network,
                 remote=remote,
                 key=lease.gre_key,
+                addresses=(address,),
+                macs=(inner_mac(str(address)),),
                 dynamic=True,
             )
         )

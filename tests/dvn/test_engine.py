@@ -245,7 +245,7 @@ def test_a_lease_costs_a_handful_of_writes_however_many_there_are() -> None:
     engine = Engine(kernel)
     engine.apply(full_site())
     applied = engine.apply(grown(full_site()))
-    assert len(applied.steps) == 3  # its set element, the device, up
+    assert len(applied.steps) == 5  # its elements of three sets, the device, up
     assert not any(line.startswith("-") for line in applied.steps)
 
 
