@@ -1,0 +1,34 @@
+"""Every attack of the suite. The order decides the numbers, so new ones go to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lab.attacks.case import Case
+from lab.attacks.catalogue import (
+    crossing,
+    ethernet,
+    flows,
+    headers,
+    rogue,
+    spoofing,
+    trunk,
+    tunnels,
+)
+from lab.attacks.catalogue.draft import Attack, numbered
+
+ATTACKS: tuple[Attack, ...] = (
+    *spoofing.ATTACKS,
+    *rogue.ATTACKS,
+    *ethernet.ATTACKS,
+    *crossing.ATTACKS,
+    *tunnels.ATTACKS,
+    *trunk.ATTACKS,
+    *headers.ATTACKS,
+    *flows.ATTACKS,
+)
+
+
+def cases() -> Iterator[Case]:
+    """All cases with their frames: some seconds of scapy."""
+    yield from numbered(ATTACKS)
