@@ -13,12 +13,22 @@ from dvn.compile import compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.driver import Kernel, KernelError, StepError
 from dvn.kernel.linux import LinuxKernel
-from dvn.kernel.state import Host, KernelState, NftTable, View
-from dvn.kernel.steps import NftChange, Plan, Step, Writes
+from dvn.kernel.state import Host, KernelState, NftTable, Sysctl, View
+from dvn.kernel.steps import DelLink, NftChange, Plan, Step, Writes
 from dvn.spec import Site
 from dvn.status import Applied, Probe, TunnelStatus
 from dvn.tunnels import dynamic
 from dvn.vlans import forwarding
+
+# Settings that we, or an operator, may have given to a link of ours.
+_LINK_SETTINGS = tuple(
+    f"net/{family}/conf/{{link}}/{name}"
+    for family, names in (
+        ("ipv4", "forwarding rp_filter arp_ignore accept_redirects send_redirects proxy_arp"),
+        ("ipv6", "accept_ra accept_redirects forwarding disable_ipv6 proxy_ndp"),
+    )
+    for name in names.split()
+)
 
 
 class ApplyError(RuntimeError):
@@ -78,6 +88,25 @@ class Engine:
             left = diff(self._kernel.look(site_name).state, KernelState())
         if left:
             raise ApplyError(f"still there after destroy: {left.lines()[0]}", undone=False)
+        return _applied(plan, writes, ())
+
+    def before(self, site: Site, *, keep_dynamic: bool = False) -> KernelState:
+        """What is there now of all that `site` would change, nft's listings too: what `restore`
+        goes back to. Raises as plan does."""
+        look = self._look(site, keep_dynamic)
+        return self._kept(look.observed, look.plan(), listings=True)
+
+    def restore(self, site_name: str, before: KernelState) -> Applied:
+        """Back to what `before` returned, also from another process. Raises as apply does."""
+        with self._kernel.exclusive():
+            plan = diff(self._now(site_name, before.sysctls), before)
+            try:
+                writes = self._kernel.carry_out(plan.steps)
+            except StepError as error:
+                raise ApplyError(f"{_short(error.step)}: {error}", undone=False) from error
+            left = diff(self._now(site_name, before.sysctls), before)
+        if left:
+            raise ApplyError(f"still not as it was: {left.lines()[0]}", undone=False)
         return _applied(plan, writes, ())
 
     def show(self, site_name: str | None = None) -> KernelState:
@@ -147,15 +176,29 @@ class Engine:
 
     def _execute(self, site_name: str, plan: Plan, look: _Look) -> tuple[Writes, KernelState]:
         """Do the plan. Returns the writes made and what undo would go back to."""
-        # Links that are not ours may go down meanwhile; undo must not set them up again.
-        before = replace(look.observed, raised=frozenset())
-        if any(isinstance(step, NftChange) for step in plan.steps):
-            before = replace(before, tables=self._kernel.listings(before.tables))
+        touched = any(isinstance(step, NftChange) for step in plan.steps)
+        before = self._kept(look.observed, plan, listings=touched)
         try:
             return self._kernel.carry_out(plan.steps), before
         except StepError as error:
             undone, how = self._undo(site_name, before, look.desired)
             raise ApplyError(f"{_short(error.step)}: {error}; {how}", undone=undone) from error
+
+    def _kept(self, observed: KernelState, plan: Plan, *, listings: bool) -> KernelState:
+        """`observed` as something to go back to from what `plan` does."""
+        # Links that are not ours may go down meanwhile; undo must not set them up again.
+        before = replace(observed, raised=frozenset())
+        gone = [step.link.name for step in plan.steps if isinstance(step, DelLink)]
+        if gone:  # the kernel forgets a link's settings with the link
+            keys = [key.format(link=name) for name in gone for key in _LINK_SETTINGS]
+            before = replace(before, sysctls=(*before.sysctls, *self._kernel.sysctls(keys)))
+        if listings:
+            before = replace(before, tables=self._kernel.listings(before.tables))
+        return before
+
+    def _now(self, site_name: str, sysctls: Iterable[Sysctl]) -> KernelState:
+        state = self._kernel.look(site_name).state
+        return replace(state, sysctls=self._kernel.sysctls([s.key for s in sysctls]))
 
     def _verify(self, site: Site, keep_dynamic: bool, look: _Look, before: KernelState) -> None:
         left = self._look(site, keep_dynamic).plan()
@@ -167,9 +210,7 @@ class Engine:
     def _undo(self, site_name: str, before: KernelState, desired: KernelState) -> tuple[bool, str]:
         """Back to `before`, by the difference between what is there now and what was."""
         try:
-            now = self._kernel.look(site_name).state
-            keys = [sysctl.key for sysctl in desired.sysctls]
-            now = replace(now, sysctls=self._kernel.sysctls(keys))
+            now = self._now(site_name, (*before.sysctls, *desired.sysctls))
             self._kernel.carry_out(diff(now, before).steps)
         except KernelError as error:
             return False, f"and it could not be undone: {error}"

@@ -7,12 +7,19 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from dvn.change.files import STATE_VARIABLE
 from lab.kernel.vm import MARK
 
 # The machines are shared and their speed changes by the minute: how long a case takes, or its
 # generation, says nothing of the code.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """History and trials of a test are its own, not the machine's."""
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path_factory.getbasetemp() / "dvn-state"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,7 @@ READS = frozenset(
         ("validate",),
         ("plan",),
         ("show",),
+        ("history",),
         ("gateway", "status"),
         ("burst", "status"),
         ("burst", "leases"),
@@ -31,6 +32,9 @@ READS = frozenset(
 CHANGES = frozenset(
     {
         ("apply",),
+        ("try",),
+        ("confirm",),
+        ("rollback",),
         ("destroy",),
         ("gateway", "run"),
         ("burst", "drain"),

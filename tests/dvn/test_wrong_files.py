@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dvn.engine import Engine
 from dvn.kernel.fake import FakeKernel
 from dvn.kernel.state import HostLink
-from gateway.cli import network
+from gateway.cli import change, network
 
 WRONG = Path(__file__).parent / "wrong"
 FILES = sorted(WRONG.glob("*.yaml"))
@@ -37,7 +37,8 @@ def a_host() -> FakeKernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     kernel = a_host()
-    monkeypatch.setattr(network, "_engine", lambda: Engine(kernel))
+    for module in (network, change):
+        monkeypatch.setattr(module, "engine", lambda: Engine(kernel))
     return kernel
 
 

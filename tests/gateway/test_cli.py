@@ -37,7 +37,19 @@ SHELLS = ("bash", "zsh", "fish")
 
 # The whole of what a user can type: a change here is a change of the interface.
 COMMANDS = {
-    (): {"validate", "plan", "apply", "show", "destroy", "gateway", "burst"},
+    (): {
+        "validate",
+        "plan",
+        "apply",
+        "try",
+        "confirm",
+        "history",
+        "rollback",
+        "show",
+        "destroy",
+        "gateway",
+        "burst",
+    },
     ("gateway",): {"run", "status"},
     ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan"},
 }

@@ -1,0 +1,1 @@
+"""Changing a running site safely: verify, try, history, and keeping it as it was told."""
