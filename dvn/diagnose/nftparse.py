@@ -87,6 +87,12 @@ def parse_verdict(text: str) -> Verdict:
     return _Parser(_tokens(text), text).verdict()
 
 
+def parse_expression(text: str) -> Expression:
+    """`ip saddr . tcp dport`: what a set says it holds. Raises GrammarError."""
+    parser = _Parser(_tokens(text), text)
+    return parser.expression()
+
+
 def _tokens(text: str) -> list[str]:
     found, at = [], 0
     while at < len(text.rstrip()):
@@ -134,6 +140,12 @@ class _Parser:
 
     def _error(self, what: str) -> GrammarError:
         return GrammarError(f"{what} at {self._peek() or 'the end'!r} in {self._text!r}")
+
+    def expression(self) -> Expression:
+        found = self._concat()
+        if self._peek():
+            raise self._error("nothing more expected")
+        return found
 
     # -- statements
 

@@ -47,6 +47,7 @@ class Elements:
     data_types: tuple[str, ...] = ()
     exact: dict[tuple[Value, ...], Data] = field(default_factory=dict)
     ranges: list[tuple[tuple[Pattern, ...], Data]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)  # elements that were not understood
 
     def add(self, key: tuple[Pattern, ...], data: Data) -> None:
         plain = tuple(part for part in key if not isinstance(part, Span | Beginning))

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from dvn.kernel.driver import KernelError
 from dvn.kernel.state import OWNER_SET, Element, NftChain, NftRule, NftSet, NftTable
 
-_JSON, _STATELESS = 1 << 4, 1 << 1
+_JSON, _STATELESS = 1 << 4, 1 << 2  # nftables/libnftables.h
 _BRIDGE_META = (
     "add table bridge dvn-try; add chain bridge dvn-try c { type filter hook prerouting "
     'priority 0; }; add rule bridge dvn-try c meta ibrname "dvn-try"'
@@ -121,6 +121,10 @@ class Nft:
     def listing(self, family: str, name: str) -> str:
         """nft's own text of a table, without counters' values; `nft -f` takes it back."""
         return self._writer.run(f"list table {family} {name}")
+
+    def ruleset(self) -> str:
+        """nft's own text of every table, whoever made it, without counters' values."""
+        return self._writer.run("list ruleset")
 
     def _list(self, command: str) -> list[dict[str, Any]]:
         output = self._reader.run(command)
