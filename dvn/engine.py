@@ -147,6 +147,10 @@ class Engine:
         """Echo requests from a network's bridge; see dvn.probe."""
         return probing.probe(address, network, count, timeout)
 
+    def compiled(self, site: Site) -> KernelState:
+        """What `site` would be in this kernel, whatever is there now. Raises as plan does."""
+        return self._look(site, keep_dynamic=True).desired
+
     def _look(self, site: Site, keep_dynamic: bool) -> _Look:
         view = self._kernel.look(site.site)
         host = self._with_sysctls(view, forwarding.switches(site, view.host))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from dvn.diagnose.frames import ETH_P_IP, ETH_P_IP6, ICMP, ICMP6, TCP, UDP, Packet
+from dvn.diagnose.frames import ETH_P_IP, ETH_P_IP6, FRAGMENT, ROUTING, TCP, UDP, Packet, is_group
 from dvn.diagnose.nfteval import Subject
 from dvn.diagnose.routing import Flow, Routing
 from dvn.diagnose.scene import Device, IpAddress, Scene
 from dvn.diagnose.tracking import internet_sum
 
+WAITS = "a fragment waits here until all others have come"
 UNKNOWN_MAC = "02:00:00:00:00:fe"  # of a neighbour that nobody has asked for yet
 _ZERO4 = ip_network("0.0.0.0/8")
 _SOLICITED = ip_network("ff02::1:ff00:0/104")
@@ -27,11 +27,39 @@ def malformed(packet: Packet) -> str:
         return "malformed IP header"
     if ip.version == 4 and internet_sum(packet.network[: (packet.network[0] & 15) * 4]) != 0:
         return "wrong IPv4 header checksum"
-    if ip.version == 6:
-        if ip.source.is_multicast:
-            return f"{ip.source} is no source address"
-        if ip.source.is_loopback or ip.destination.is_loopback:
-            return "loopback addresses do not come by a wire"
+    return ""
+
+
+def refused(packet: Packet) -> str:
+    """Why IPv6 itself does not take it; "" if it does (ip6_rcv_core)."""
+    ip = packet.ip
+    if ip is None or ip.version == 4:
+        return ""
+    if ip.source.is_multicast:
+        return f"{ip.source} is no source address"
+    if ip.source.is_loopback or ip.destination.is_loopback:
+        return "loopback addresses do not come by a wire"
+    return ""
+
+
+def waits(packet: Packet) -> bool:
+    """Whether conntrack holds a fragment until it has all of them. It lets an IPv6 fragment pass
+    whose length is none a fragment may have (nf_ct_frag6_queue, EPROTO)."""
+    ip = packet.ip
+    if ip is None or not ip.is_fragment:
+        return False
+    start = next((at for kind, at in ip.extensions if kind == FRAGMENT), None)
+    return start is None or not ip.more or (ip.length - start - 8) % 8 == 0
+
+
+def not_taken(packet: Packet) -> str:
+    """Why a packet for this host ends before any protocol above IP; "" if it does not."""
+    ip = packet.ip
+    if ip is not None and ip.is_fragment:
+        return WAITS
+    routed = ip is not None and any(kind == ROUTING for kind, _ in ip.extensions)
+    if routed and is_group(packet.destination):  # ipv6_rthdr_rcv
+        return "a routing header in what came to a group"
     return ""
 
 
@@ -42,13 +70,14 @@ def source_refused(scene: Scene, routing: Routing, device: Device, subject: Subj
     if ip is None or ip.version == 6:
         return ""
     source, to = ip.source, ip.destination
-    if str(to) == "255.255.255.255":
-        return ""
     if source.is_multicast or str(source) == "255.255.255.255":
         return f"martian source {source}"
-    if source in _ZERO4 or source.is_loopback:
+    if str(to) == "255.255.255.255":
+        if source in _ZERO4:
+            return ""
+    elif source in _ZERO4 or source.is_loopback:
         return f"martian source {source}"
-    if to in _ZERO4 or to.is_loopback:
+    elif to in _ZERO4 or to.is_loopback:
         return f"martian destination {to}"
     back = routing.lookup(Flow(source, to, subject.iif, mark=subject.packet.mark))
     if back is not None and back.kind in ("local", "broadcast"):
@@ -138,13 +167,3 @@ def first_address(device: Device | None, version: int) -> IpAddress | None:
     return next(
         (a.ip for a in device.addresses if a.version == version and not a.ip.is_link_local), None
     )
-
-
-def with_state(packet: Packet, state: str) -> Packet:
-    return replace(packet, state=state)
-
-
-__all__ = [
-    "ICMP", "ICMP6", "UNKNOWN_MAC", "aged", "first_address", "forwards", "listens", "malformed",
-    "not_forwarded", "rewritten", "source_refused", "with_header_sum", "with_state",
-]  # fmt: skip

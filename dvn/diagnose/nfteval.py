@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, assert_never
 
 from dvn.diagnose import frames
+from dvn.diagnose.flows import Ends, Entry
 from dvn.diagnose.frames import Packet
 from dvn.diagnose.nftast import (
     Assign,
@@ -67,9 +68,13 @@ class Connection:
 
     state: str = "new"
     zone: int = 0
+    zone_of: str = ""  # original or reply; "" both directions
     mark: int = 0
     reply: bool = False
     status: int = 0
+    begun: bool = False
+    ends: Ends | None = None
+    entry: Entry | None = None
 
 
 @dataclass(frozen=True)
@@ -534,8 +539,8 @@ class _Run:
             case Meta("mark"):
                 subject.packet = replace(subject.packet, mark=number)
                 self._changed(f"mark {number:#x}")
-            case Ct("zone"):
-                subject.connection.zone = number
+            case Ct("zone", direction):
+                subject.connection.zone, subject.connection.zone_of = number, direction
                 self._changed(f"conntrack zone {number}")
             case Ct("mark"):
                 if self._subject.tracked:

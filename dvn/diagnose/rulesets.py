@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dvn.diagnose.nftast import Rule, Verdict
@@ -88,6 +88,34 @@ class Ruleset:
     @staticmethod
     def of(tables: Iterable[NftTable]) -> Ruleset:
         return Ruleset(tuple(_table(table) for table in tables))
+
+    def with_words(self, known: Iterable[NftTable]) -> Ruleset:
+        """With the words that rules of ours were written in, where a listing has their comment:
+        nft leaves out what it thinks goes without saying, such as `ether type ip`."""
+        words: dict[tuple[str, str, str], str] = {
+            (table.family, table.name, rule.comment): rule.text
+            for table in known
+            for chain in table.chains
+            for rule in chain.rules
+            if rule.text
+        }
+
+        def line(table: Table, old: Line) -> Line:
+            text = words.get((table.family, table.name, old.comment))
+            return parsed(text, old.comment) if text else old
+
+        return Ruleset(
+            tuple(
+                replace(
+                    table,
+                    chains={
+                        name: replace(chain, lines=tuple(line(table, x) for x in chain.lines))
+                        for name, chain in table.chains.items()
+                    },
+                )
+                for table in self.tables
+            )
+        )
 
     def at(self, family: str, hook: str) -> tuple[tuple[Table, Chain], ...]:
         """The base chains that a packet of `family` (ip, ip6, bridge, arp) meets at a hook."""

@@ -37,6 +37,8 @@ def first_state(packet: Packet) -> str:
             if data[0] in _ICMP6_UNTRACKED:
                 return "untracked"
             return "new" if data[0] in _ICMP6_REQUESTS else "invalid"
+        case 132 | 33:  # SCTP, DCCP: a header of 12 bytes
+            return "new" if len(data) >= 12 else "invalid"
         case _:
             return "new"
 

@@ -9,22 +9,25 @@ drivers/net/vrf.c.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from dvn.diagnose import encapsulation, l3
+from dvn.diagnose import conntrack, encapsulation, l3
 from dvn.diagnose import scene as scenes
 from dvn.diagnose.describe import describe
-from dvn.diagnose.frames import ETH_P_ARP, Packet, is_group
+from dvn.diagnose.flows import Flows
+from dvn.diagnose.frames import ETH_P_ARP, ETH_P_IP, ETH_P_IP6, Packet, is_group
 from dvn.diagnose.nfteval import Connection, Hit, Ruling, Subject, Surroundings, judge
 from dvn.diagnose.nfttypes import NAMES, Value
 from dvn.diagnose.routing import Flow, Routing
-from dvn.diagnose.rulesets import Line, Ruleset
+from dvn.diagnose.rulesets import Chain, Line, Ruleset, Table
 from dvn.diagnose.scene import Device, Path, Scene
 from dvn.diagnose.tracking import first_state
 from dvn.kernel.state import KernelState
 
 HOST = "host"
 _ACCEPT, _DROP = "accept", "drop"
+_LINK_LOCAL = "01:80:c2:00:00:0"
 _LOOPS = 8  # tunnels within tunnels
 
 
@@ -96,8 +99,9 @@ class Walker:
         self.ruleset, self.scene = ruleset, scene
         self.routing = Routing(scene)
 
-    def walk(self, packet: Packet, enters: str) -> Walk:
-        way = _Way(self)
+    def walk(self, packet: Packet, enters: str, flows: Flows | None = None) -> Walk:
+        """`flows`: the connections that earlier walks have opened; it grows by this one's."""
+        way = _Way(self, Flows() if flows is None else flows)
         if enters == HOST:
             way.from_host(packet)
         else:
@@ -142,8 +146,9 @@ class _Facts(Surroundings):
 class _Way:
     """One packet under way."""
 
-    def __init__(self, walker: Walker) -> None:
+    def __init__(self, walker: Walker, flows: Flows) -> None:
         self._walker, self._scene, self._rules = walker, walker.scene, walker.ruleset
+        self._tracker = conntrack.Tracker(flows, walker.scene)
         self._facts = _Facts(walker)
         self._depth = 0
         self.hops: list[Hop] = []
@@ -165,37 +170,39 @@ class _Way:
 
     def _hook(self, subject: Subject, device: str) -> bool:
         """Every base chain at the subject's hook. Whether the packet goes on."""
-        for table, chain in self._rules.at(subject.family, subject.hook):
-            if chain.type == "nat" and (
-                subject.connection.state != "new" or subject.translation is not None
-            ):
+        chains = self._rules.at(subject.family, subject.hook)
+        first = subject.hook in ("prerouting", "output") and subject.family != "bridge"
+        if first:  # conntrack stands between raw and the rest
+            early = [pair for pair in chains if pair[1].priority <= conntrack.PRIORITY]
+            if not self._chains(subject, device, early):
+                return False
+            self._tracker.begin(subject)
+            chains = tuple(pair for pair in chains if pair[1].priority > conntrack.PRIORITY)
+        at = conntrack.NAT_PRIORITIES.get(subject.hook, 0)
+        before = [pair for pair in chains if pair[1].priority < at]
+        if not self._chains(subject, device, before):
+            return False
+        words = self._tracker.translate(subject)
+        if words:
+            self._tell("nat", device, words)
+        return self._chains(subject, device, chains[len(before) :])
+
+    def _chains(self, subject: Subject, device: str, chains: Iterable[tuple[Table, Chain]]) -> bool:
+        for table, chain in chains:
+            if chain.type == "nat" and not self._tracker.decides(subject):
                 continue  # NAT is decided by the first packet of a flow
             changed = len(subject.changes)
             ruling = judge(table, chain, subject, self._facts)
             where = f"{subject.hook} {table.id} {chain.name}"
             words = _ruled(ruling, subject.changes[changed:])
-            if subject.translation is not None and chain.type == "nat":
-                words = self._translated(subject)
-            self.hops.append(Hop(where, device, words, ruling.verdict, ruling.hits, ruling.unknown))
-            if ruling.verdict == _DROP:
+            verdict = ruling.verdict
+            if chain.type == "nat" and subject.translation is not None:
+                words, possible = self._tracker.decided(subject)
+                verdict = verdict if possible else _DROP
+            self.hops.append(Hop(where, device, words, verdict, ruling.hits, ruling.unknown))
+            if verdict == _DROP:
                 return False
         return True
-
-    def _translated(self, subject: Subject) -> str:
-        found = subject.translation
-        if found is None:
-            return ""
-        address = found.address
-        if address is None:
-            device = subject.oif if found.kind in ("masquerade", "snat") else subject.iif
-            version = 4 if subject.family == "ip" else 6
-            own = l3.first_address(self._scene.devices.get(device), version)
-            address = int(own) if own and found.kind != "dnat" else None
-        before = describe(subject.packet)
-        is_source = found.kind in ("snat", "masquerade")
-        subject.packet = l3.rewritten(subject.packet, is_source, address, found.port)
-        after = describe(subject.packet)
-        return f"{found.kind}: {after}" if after != before else f"{found.kind}: unchanged"
 
     # -- arrival
 
@@ -227,36 +234,42 @@ class _Way:
         if is_group(packet.source) or packet.source == "00:00:00:00:00:00":
             self._drop("bridge", bridge.name, f"{packet.source} is no source address")
             return
-        if packet.destination.startswith("01:80:c2:00:00:0"):
-            if packet.destination.endswith(":01"):
-                self._drop("bridge", bridge.name, "pause frames are not forwarded")
-                return
-            if not packet.destination.endswith(":00"):
-                self._drop("bridge", bridge.name, "link-local multicast is not forwarded")
-                return
+        if packet.destination.startswith(_LINK_LOCAL) and not packet.destination.endswith("0"):
+            self._link_local(port, bridge, packet)
+            return
         subject = self._bridge_subject(packet, "prerouting", port.name, "", bridge.name)
         if not self._hook(subject, port.name):
             return
         packet, to = subject.packet, subject.packet.destination
+        if self._netfilter(packet) and not self._whole(bridge, packet):
+            return
         local = to in {bridge.mac, *(each.mac for each in self._scene.ports(bridge.name))} - {""}
         if local or is_group(to):
             self._bridge_up(port, bridge, packet)
         if not local:
             self._bridge_forward(port, bridge, packet)
 
+    def _link_local(self, port: Device, bridge: Device, packet: Packet) -> None:
+        """IEEE 802.1D reserved addresses are not forwarded: the *port* receives them, past the
+        bridge and its prerouting hook, and LLDP's past its input hook as well. (Those to ...:00
+        are frames like others where no spanning tree runs.)"""
+        if packet.destination.endswith("1"):
+            self._drop("bridge", bridge.name, "pause frames go no further")
+            return
+        if not packet.destination.endswith("e"):
+            subject = self._bridge_subject(packet, "input", port.name, "", bridge.name)
+            if not self._hook(subject, port.name):
+                return
+        self._tell("bridge", port.name, "link-local multicast: to the port itself")
+        self._receive(port, packet)
+
     def _bridge_up(self, port: Device, bridge: Device, packet: Packet) -> None:
         """br_pass_frame_up: to the bridge's own device."""
         subject = self._bridge_subject(packet, "input", port.name, "", bridge.name)
         if not self._hook(subject, port.name):
             return
-        packet = subject.packet
-        if packet.tag is not None:  # no VLAN device on the bridge: only a priority tag is ignored
-            if packet.tag.id:
-                self._drop("vlan", bridge.name, f"no device takes VLAN {packet.tag.id}")
-                return
-            packet = packet.without_tag()
         self._tell("bridge", bridge.name, f"from {port.name} to the gateway itself")
-        self._receive(bridge, packet)
+        self._receive(bridge, subject.packet)
 
     def _bridge_forward(self, port: Device | None, bridge: Device, packet: Packet) -> None:
         """To the port that has learned the address, or to all others. `port` None: from the bridge
@@ -282,23 +295,37 @@ class _Way:
         subject = self._bridge_subject(packet, hook, came, target.name, bridge.name)
         if not self._hook(subject, target.name):
             return
-        if came and not self._bridge_netfilter(bridge, subject):
+        shown = self._shown_to_ip(bridge, subject.packet) if came else subject.packet
+        if shown is None:
             return
-        subject = replace(subject, hook="postrouting", iif="")
+        subject = replace(subject, packet=shown, hook="postrouting", iif="")
         if self._hook(subject, target.name):
             self._send(target, subject.packet)
 
-    def _bridge_netfilter(self, bridge: Device, subject: Subject) -> bool:
-        """br_netfilter shows bridged IP frames to the inet tables as well, where it is loaded."""
-        ip = subject.packet.ip
-        key = "net/bridge/bridge-nf-call-ip6tables"
-        if ip is not None and ip.version == 4:
-            key = "net/bridge/bridge-nf-call-iptables"
-        if ip is None or not self._scene.number(key):
-            return True
-        family = "ip" if ip.version == 4 else "ip6"
-        shown = replace(subject, family=family, hook="forward", iif=bridge.name, oif=bridge.name)
-        return self._hook(shown, bridge.name)
+    def _shown_to_ip(self, bridge: Device, packet: Packet) -> Packet | None:
+        """br_netfilter, where it is loaded, shows bridged IP frames to the inet tables as well.
+        The packet as they leave it; None if they drop it."""
+        if not self._netfilter(packet):
+            return packet
+        family = "ip" if packet.protocol == ETH_P_IP else "ip6"
+        subject = Subject(packet, family, "prerouting", bridge.name)
+        for hook in ("prerouting", "forward", "postrouting"):
+            iif = bridge.name if hook != "postrouting" else ""
+            oif = bridge.name if hook != "prerouting" else ""
+            subject = replace(subject, hook=hook, iif=iif, oif=oif, translation=None)
+            if not self._hook(subject, bridge.name):
+                return None
+        self._tracker.confirm(subject)
+        return subject.packet
+
+    def _netfilter(self, packet: Packet) -> bool:
+        keys = {ETH_P_IP: "iptables", ETH_P_IP6: "ip6tables"}
+        key = keys.get(packet.protocol)
+        return (
+            packet.tag is None
+            and key is not None
+            and bool(self._scene.number(f"net/bridge/bridge-nf-call-{key}"))
+        )
 
     def _bridge_subject(
         self, packet: Packet, hook: str, iif: str, oif: str, bridge: str
@@ -353,13 +380,18 @@ class _Way:
             return
         assert path is not None
         family = "ip" if ip.version == 4 else "ip6"
-        connection = Connection(packet.state or first_state(packet))
-        subject = Subject(packet, family, "output", "", path.device, connection=connection)
+        subject = Subject(packet, family, "output", "", path.device)
         if self._hook(subject, path.device):
             self._leave(subject, path)
 
     def _receive(self, device: Device, packet: Packet) -> None:
         """What a device gives to the host's own protocols."""
+        if packet.tag is not None:  # no VLAN device took it: only a priority tag is ignored
+            if packet.tag.id:
+                self._drop("vlan", device.name, f"no device takes VLAN {packet.tag.id}")
+                return
+            self._receive(device, packet.without_tag())
+            return
         to = packet.destination
         if not is_group(to) and device.mac and to != device.mac:
             self._drop("link", device.name, f"{to} is not the address of {device.name}")
@@ -369,22 +401,29 @@ class _Way:
             if self._hook(subject, device.name):
                 self._exit(HOST, packet, "ARP, to this host")
             return
-        problem = l3.malformed(packet)
+        if not self._whole(device, packet):
+            return
+        problem = l3.refused(packet)
         if problem:
             self._drop("ip", device.name, problem)
             return
         self._ip(device, packet)
 
+    def _whole(self, device: Device, packet: Packet) -> bool:
+        """Whether IP takes it up: well-formed, and not a fragment that has to wait."""
+        problem = l3.malformed(packet)
+        if not problem and self._rules.tracks and l3.waits(packet):
+            problem = l3.WAITS
+        if problem:
+            self._drop("ip", device.name, problem)
+        return not problem
+
     def _ip(self, device: Device, packet: Packet) -> None:
         ip = packet.ip
         assert ip is not None  # l3.malformed
-        if ip.is_fragment and self._rules.tracks:
-            self._drop("ip", device.name, "a fragment waits here until all others have come")
-            return
         vrf = self._scene.vrf_of(device.name)
         family = "ip" if ip.version == 4 else "ip6"
-        state = packet.state or first_state(packet)
-        subject = Subject(packet, family, "prerouting", device.name, connection=Connection(state))
+        subject = Subject(packet, family, "prerouting", device.name)
         if not self._hook(subject, device.name):
             return
         if vrf is not None:  # a second time, as if it came from the VRF's device
@@ -444,8 +483,13 @@ class _Way:
         ip = subject.packet.ip
         assert ip is not None
         self._tell("route", device.name, f"{ip.destination} is this host")
-        subject.hook, subject.oif = "input", ""
+        subject.hook, subject.oif, subject.translation = "input", "", None
         if not self._hook(subject, device.name):
+            return
+        self._tracker.confirm(subject)
+        problem = l3.not_taken(subject.packet)
+        if problem:
+            self._drop("ip", device.name, problem)
             return
         tunnel, inner, why = encapsulation.unwrapped(self._scene, subject.packet)
         if tunnel is not None and inner is not None:
@@ -461,6 +505,7 @@ class _Way:
         subject = replace(subject, hook="postrouting", iif="", oif=path.device, translation=None)
         if not self._hook(subject, path.device):
             return
+        self._tracker.confirm(subject)
         packet, device = subject.packet, self._scene.devices.get(path.device)
         if device is None:
             self._exit(path.device, packet, "out")
