@@ -4,7 +4,8 @@ They stand at prerouting, before the bridge learns or forwards: frames to the ga
 other machines meet the same checks, whether br_netfilter is loaded or not. Nothing is accepted
 before its source is checked. What is allowed is named, and the rest dropped, also where a header
 cannot be read: a rule that cannot load a field does not match (nft_payload.c), so that `!= drop`
-alone would let truncated headers pass.
+alone would let truncated headers pass. Later fragments are told apart before any field of the
+transport header is looked at: kernels differ in what they read there.
 
 The rules are the same for one network and for 4,000; sets and maps (claims.py) do the work. The
 packet mark holds the network's number meanwhile, because nothing else can stand in a set's key
@@ -143,6 +144,10 @@ _IPV4_PACKET = (
     NftRule.of("jump ipv4_source", "source address"),
     NftRule.of(f"ip daddr {METADATA4} counter drop", "metadata services, link-local"),
     _UPLINK,
+    NftRule.of(
+        "ip frag-off & 0x1fff != 0 meta l4proto 0-255 return",
+        "a later fragment; the first is looked at",
+    ),
     NftRule.of("meta l4proto icmp goto icmp_packet", "ICMP"),
     NftRule.of("udp dport 68 counter drop", "a DHCP server that nobody declared"),
     NftRule.of("ip version 4 meta l4proto 0-255 return", "a whole IPv4 header"),
@@ -155,7 +160,6 @@ _DHCP_REQUEST = (
     ),
 )
 _ICMP_PACKET = (
-    NftRule.of("ip frag-off & 0x1fff != 0 return", "later fragments; the first was looked at"),
     NftRule.of(
         "icmp type { echo-request, echo-reply, destination-unreachable, time-exceeded, "
         "parameter-problem } return",
@@ -168,12 +172,13 @@ _IPV6_PACKET = (
     NftRule.of("ip6 saddr :: goto ipv6_unspecified", "before there is an address"),
     NftRule.of("jump ipv6_source", "source address"),
     NftRule.of(f"ip6 daddr {METADATA6} counter drop", "metadata services"),
+    NftRule.of(
+        "frag frag-off != 0 meta l4proto 0-255 return", "a later fragment; the first is looked at"
+    ),
     NftRule.of("meta l4proto ipv6-icmp goto icmpv6_packet", "ICMPv6, also behind other headers"),
     _UPLINK,
     NftRule.of("udp dport 546 counter drop", "a DHCPv6 server that nobody declared"),
-    NftRule.of("exthdr frag missing meta l4proto 0-255 return", "a whole chain of headers"),
-    NftRule.of("frag frag-off != 0 meta l4proto 0-255 return", "a later fragment"),
-    NftRule.of("frag frag-off 0 @th,24,8 0-255 return", "a first fragment with all headers"),
+    NftRule.of("@th,24,8 0-255 return", "a whole chain of headers, also in a first fragment"),
     NftRule.of("counter drop", "no whole chain of IPv6 headers"),
 )
 _IPV6_UNSPECIFIED = (
@@ -197,7 +202,6 @@ _ICMPV6_PACKET = (
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } goto nd_packet",
         "neighbour discovery",
     ),
-    NftRule.of("frag frag-off != 0 return", "later fragments; the first was looked at"),
     NftRule.of(
         "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, "
         "echo-request, echo-reply, mld-listener-report, mld-listener-done, mld2-listener-report, "
@@ -241,7 +245,7 @@ _ND_TARGET = (
     NftRule.of("counter drop", "no whole target"),
 )
 
-_CHAINS = (
+CHAINS = (
     NftChain("frame", _FRAME),
     NftChain("mac_source", _MAC_SOURCE),
     NftChain("arp_frame", _ARP_FRAME),
@@ -274,7 +278,7 @@ def _frame(context: Context) -> KernelState:
 
 
 def _bridge_chains(context: Context) -> Iterable[NftChain]:
-    yield from _CHAINS
+    yield from CHAINS
     known = context.host.bridge_meta
     rules = (_UNKNOWN_IN, *_ISOLATION) if known else _ISOLATION
     yield NftChain("isolation", rules, FILTER, "prerouting", FIRST, "accept")

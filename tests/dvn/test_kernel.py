@@ -198,6 +198,37 @@ def test_a_wrong_key_or_source_gets_nothing(applied: Place) -> None:
     assert applied.pings("cloud", "10.9.0.10")
 
 
+def test_a_tunnel_speaks_for_its_own_addresses_only(applied: Place) -> None:
+    """As a lease's does: for its address and MAC address, and for nobody else's."""
+    cloud = applied["cloud"]
+    mac = cloud.script("cat /sys/class/net/dvn0/address").stdout.strip()
+    cloud.script("ip address add 10.9.0.102/24 dev dvn0; ip address add 192.0.2.99/32 dev dvn0")
+    data = applied.site.model_dump(mode="json")
+    bari = data["tenants"]["cms"]["tunnels"]["bari"]
+
+    def tries() -> list[bool]:
+        sources = ("10.9.0.101", "10.9.0.102", "192.0.2.99")
+        applied["head"].script("ip route replace 192.0.2.99 dev eth0")
+        return [applied.pings("cloud", "10.9.0.10", "-I", source) for source in sources]
+
+    try:
+        assert tries() == [True, True, False]  # any of the network's prefix
+        bari |= {"addresses": ["10.9.0.101"], "macs": [mac]}
+        applied.apply(site_from_json(data))
+        assert tries() == [True, False, False]
+        bari |= {"macs": ["02:00:00:00:00:99"]}
+        applied.apply(site_from_json(data))
+        assert tries() == [False, False, False]
+        applied.gw("nft flush chain bridge dvn-cnaf isolation")
+        assert tries() == [True, True, True]  # the control
+    finally:
+        cloud.script(
+            "ip address delete 10.9.0.102/24 dev dvn0; ip address delete 192.0.2.99/32 dev dvn0"
+        )
+        applied["head"].script("ip route delete 192.0.2.99 dev eth0")
+        applied.apply()
+
+
 def test_mss_is_clamped_both_ways_bridged(applied: Place) -> None:
     """Both ends have an MTU of 1500 and say so; each hears what fits the tunnel."""
     applied["cloud"].script("ip link set dvn0 mtu 1500")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burst.actions import Reason
+from burst.join.userdata import inner_mac
 from burst.model import LeaseState
 from dvn import located, spec
 from gateway.loops.answers import KEEP, Answers
@@ -255,6 +256,14 @@ def test_which_leases_have_a_tunnel(state: LeaseState) -> None:
     assert wanted_tunnels([replace(enrolled, underlay="")]) == ()
     # A machine that has not shown its token may be anybody's.
     assert wanted_tunnels([replace(enrolled, enrolled=None)]) == ()
+
+
+def test_a_tunnel_is_pinned_to_its_leases_address_and_mac() -> None:
+    one = lease(1, state=LeaseState.JOINED, underlay="203.0.113.7", enrolled=T0)
+    (tunnel,) = wanted_tunnels([one])
+    assert [str(address) for address in tunnel.addresses] == [one.address]
+    assert tunnel.macs == (inner_mac(one.address),)
+    assert wanted_tunnels([replace(one, address="no address")]) == ()
 
 
 def test_an_odd_underlay_address_is_left_out() -> None:

@@ -1,0 +1,243 @@
+"""The frame filters on the wire: what each case says, with filters, without them, and without one.
+
+The network's ports are cables to one host, which sends through each and listens at one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dvn import addresses, located
+from dvn.engine import Engine
+from dvn.kernel.nft import Nft
+from dvn.kernel.state import NftChain, NftRule, table_name
+from dvn.spec import parse_site
+from dvn.vlans import isolation
+from lab.hosts import Lab
+from tests.dvn.frames import ARP, BROADCAST, VLAN, arp, eth, tagged, untagged
+from tests.dvn.isolation_cases import FREE, FREE_MAC, NEIGHBOUR, SITE, Case, cases
+from tests.dvn.wire import ETH_P_ALL, LIMIT_S
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+
+SWITCHES = Path("/proc/sys/net/bridge")
+UNKNOWN = ("isolation", "unknown", "unknown_out")
+STRAY_MAC = "02:00:00:00:00:05"
+PORTS = ("pinned", "free", "watch", "lan0", "stray")
+TABLE = f"bridge {table_name('cnaf')}"
+GATEWAY_MAC = addresses.mac_address("cnaf", "gw", "cms", "farm")
+GATEWAY_LOCAL = addresses.link_local(GATEWAY_MAC).split("/")[0]
+# Somebody else's table: the mark that our rules use meanwhile is not to be seen after them.
+WITNESS = """
+add table bridge witness
+add chain bridge witness forward { type filter hook forward priority 100; }
+add rule bridge witness forward meta mark != 0 drop
+"""
+CASES = cases(GATEWAY_MAC, GATEWAY_LOCAL)
+
+
+class Wires:
+    """A gateway with ports, and the other end of each."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.gateway, self.far = lab.host("gw"), lab.host("far")
+        for name in PORTS:
+            lab.link(self.gateway, name, self.far, name)
+        self.engine = Engine()
+        self.site = parse_site(located.loads(SITE))
+        self._nft: Nft | None = None
+        self.sockets = {name: self.far.inside(lambda name=name: _open(name)) for name in PORTS}
+        self.br_netfilter(False)
+        self.apply()
+        self.nft(WITNESS)
+        self.bridge = self.gateway.inside(lambda: _open("b-cms-farm"))
+        self.out = self.gateway.inside(lambda: _open("watch"))
+        self._marks = 0
+
+    def apply(self) -> None:
+        self.gateway.inside(lambda: self.engine.apply(self.site))
+
+    def plan(self) -> tuple[str, ...]:
+        return self.gateway.inside(lambda: self.engine.plan(self.site)).lines()
+
+    def br_netfilter(self, on: bool) -> bool:
+        """Whether bridged frames pass the inet tables as well; False where it cannot be."""
+
+        def write() -> bool:
+            there = [SWITCHES / f"bridge-nf-call-{name}" for name in ("iptables", "ip6tables")]
+            for each in there:
+                if each.exists():
+                    each.write_text(str(int(on)))
+            return there[0].exists()
+
+        return self.gateway.inside(write)
+
+    def nft(self, text: str) -> None:
+        def run() -> None:
+            self._nft = self._nft or Nft()
+            self._nft.run(text)
+
+        self.gateway.inside(run)
+
+    def send(self, port: str, frame: bytes) -> None:
+        if port == "uplink":
+            port, frame = "lan0", tagged(frame, (VLAN, 101))
+        self.sockets[port].send(frame)
+
+    def arrived(self, some: tuple[Case, ...]) -> set[str]:
+        """The names of those that came to the port that listens, or to the gateway's own stack."""
+        for listener in (self.sockets["watch"], self.bridge):
+            _drain(listener)
+        here = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(here)})  # one processor keeps the order
+        try:
+            for case in some:
+                self.send(case.port, case.frame)
+            self._marks += 1
+            last = eth(FREE_MAC, arp(1 << 30 | self._marks, FREE_MAC, FREE, NEIGHBOUR), ARP)
+            self.out.send(last)  # past the bridge, behind all that came through it
+            seen = _until(self.sockets["watch"], untagged(last)) + _drain(self.bridge)
+        finally:
+            os.sched_setaffinity(0, here)
+        return {case.name for case in some if any(s.startswith(untagged(case.frame)) for s in seen)}
+
+
+def _open(interface: str) -> socket.socket:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    sock.bind((interface, ETH_P_ALL))
+    sock.setblocking(False)
+    return sock
+
+
+def _drain(sock: socket.socket) -> list[bytes]:
+    """What is there, from the ethertype on."""
+    seen = []
+    while True:
+        try:
+            data, address = sock.recvfrom(4096)
+        except BlockingIOError:
+            return seen
+        if address[2] != socket.PACKET_OUTGOING:
+            seen.append(untagged(data))
+
+
+def _until(sock: socket.socket, last: bytes) -> list[bytes]:
+    """What comes in, from the ethertype on, up to the frame that is known to pass."""
+    seen, end = [], time.monotonic() + LIMIT_S
+    sock.settimeout(LIMIT_S)
+    try:
+        while time.monotonic() < end:
+            data, address = sock.recvfrom(4096)
+            if address[2] == socket.PACKET_OUTGOING:
+                continue
+            seen.append(untagged(data))
+            if seen[-1].startswith(last):
+                return seen
+    finally:
+        sock.setblocking(False)
+    raise AssertionError("the frame that passes did not come")
+
+
+@pytest.fixture(scope="module")
+def wires() -> Iterator[Wires]:
+    with Lab() as lab:
+        yield Wires(lab)
+
+
+@pytest.fixture(scope="module")
+def outcome(wires: Wires) -> set[str]:
+    return wires.arrived(CASES)
+
+
+def expected(some: tuple[Case, ...] = CASES) -> set[str]:
+    return {case.name for case in some if case.arrives}
+
+
+@pytest.mark.parametrize("port", ["pinned", "free", "uplink"])
+def test_what_passes_and_what_does_not(port: str, outcome: set[str]) -> None:
+    some = [case for case in CASES if case.port == port]
+    assert len(some) > 100
+    wrong = [case.name for case in some if (case.name in outcome) != case.arrives]
+    assert wrong == []
+
+
+def test_without_the_filters_all_of_it_passes(wires: Wires) -> None:
+    """The control: every frame is one that the bridge itself would carry."""
+    wires.nft(f"flush chain {TABLE} isolation")
+    assert {case.name for case in CASES} == wires.arrived(CASES)
+    wires.apply()
+    assert wires.arrived(CASES) == expected()
+
+
+def test_br_netfilter_makes_no_difference(wires: Wires) -> None:
+    """Frames that only it would drop are no test of that: fragments wait for the others there."""
+    whole = tuple(case for case in CASES if case.whole)
+    wires.gateway.run("modprobe", "br_netfilter", check=False)
+    assert wires.br_netfilter(True)
+    try:
+        assert wires.arrived(whole) == expected(whole)
+    finally:
+        wires.br_netfilter(False)
+    assert wires.arrived(whole) == expected(whole)
+
+
+@pytest.mark.parametrize("chain", isolation.CHAINS, ids=lambda chain: chain.name)
+def test_every_rule_is_needed(wires: Wires, chain: NftChain) -> None:
+    """Without it some case goes wrong: so the cases can fail, and no rule is there for nothing."""
+    idle = []
+    for index, rule in enumerate(chain.rules):
+        with without(wires, chain, index):
+            if wires.arrived(CASES) == expected():
+                idle.append(rule)
+    assert idle == []
+
+
+@contextmanager
+def without(wires: Wires, chain: NftChain, index: int) -> Iterator[None]:
+    """A chain without one of its rules."""
+
+    def put(rules: tuple[NftRule, ...]) -> None:
+        flush = f"flush chain {TABLE} {chain.name}"
+        words = [f'add rule {TABLE} {chain.name} {r.text} comment "{r.comment}"' for r in rules]
+        wires.nft("\n".join([flush, *words]))
+
+    put((*chain.rules[:index], *chain.rules[index + 1 :]))
+    try:
+        yield
+    finally:
+        put(chain.rules)
+
+
+def test_an_interface_nobody_declared_gets_nothing(wires: Wires) -> None:
+    """Somebody puts it into the bridge by hand; until the drift is repaired it is shut off."""
+    wires.gateway.run("ip", "link", "set", "stray", "master", "b-cms-farm")
+    try:
+        for closed in (True, False):
+            hello = eth(STRAY_MAC, arp(closed, STRAY_MAC, NEIGHBOUR, FREE), ARP, BROADCAST)
+            case = Case("from the stray", "stray", hello, not closed)
+            _drain(wires.sockets["stray"])
+            assert bool(wires.arrived((case,))) != closed
+            to_it = [
+                eth(mac, arp(number + closed, mac, FREE, NEIGHBOUR), ARP, BROADCAST)
+                for number, mac in ((2, FREE_MAC), (4, GATEWAY_MAC))
+            ]
+            wires.send("free", to_it[0])
+            wires.bridge.send(to_it[1])
+            wires.arrived(())
+            heard = _drain(wires.sockets["stray"])
+            for frame in to_it:
+                assert any(each.startswith(untagged(frame)) for each in heard) != closed
+            if closed:  # and now the control
+                wires.nft("\n".join(f"flush chain {TABLE} {name}" for name in UNKNOWN))
+        assert any("stray" in line for line in wires.plan())
+    finally:
+        wires.apply()
+    assert wires.plan() == ()
