@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ class Wires:
         self.engine = Engine()
         self.site = parse_site(located.loads(SITE))
         self._nft: Nft | None = None
-        self.sockets = {name: self.far.inside(lambda name=name: _open(name)) for name in PORTS}
+        self.sockets = {name: self.far.inside(partial(_open, name)) for name in PORTS}
         self.br_netfilter(False)
         self.apply()
         self.nft(WITNESS)
@@ -119,7 +120,7 @@ def _open(interface: str) -> socket.socket:
 
 def _drain(sock: socket.socket) -> list[bytes]:
     """What is there, from the ethertype on."""
-    seen = []
+    seen: list[bytes] = []
     while True:
         try:
             data, address = sock.recvfrom(4096)
