@@ -193,9 +193,14 @@ def test_five_hundred_packets_come_out_where_the_walk_says(place: Place) -> None
 def _exits(walk: Walk) -> frozenset[str]:
     """Where it came out and from whom: the source address, as NAT left it."""
     return frozenset(
-        f"{each.device} {_source(each.packet)}" if each.device not in ("host",) else each.device
+        "host" if each.device == "host" else f"{_wire(each.device)} {_source(each.packet)}"
         for each in walk.exits
     )
+
+
+def _wire(device: str) -> str:
+    """The wire that what leaves by a tunnel is seen on."""
+    return "wan0" if device.startswith("t-") else device
 
 
 def _seen(seen: Seen | None) -> frozenset[str]:
