@@ -28,6 +28,7 @@ from dvn.tunnels.gretap import TUNNELS_PASS
 from dvn.vlans.bridges import BRIDGES
 from dvn.vlans.forwarding import FORWARDING
 from dvn.vlans.isolation import ISOLATION
+from dvn.vlans.linklocal import LINK_LOCAL
 from dvn.vlans.ports import PORTS
 from dvn.vlans.uplinks import UPLINKS
 
@@ -41,6 +42,7 @@ PASSES: tuple[Pass, ...] = (
     SNAT,
     FORWARDING,
     RATES,
+    LINK_LOCAL,
 )
 
 

@@ -115,7 +115,9 @@ class Generator:
             llc = b"\xaa\xaa\x03\0\0\0\x08\0" + packet.frame[14:]
             return Packet(packet.frame[:12] + len(llc).to_bytes(2, "big") + llc)
         if fate < 0.07:
-            group = chance.choice(("01:80:c2:00:00:00", "01:80:c2:00:00:0e", "33:33:00:00:00:01"))
+            group = chance.choice(
+                ("01:80:c2:00:00:00", "01:80:c2:00:00:03", "01:80:c2:00:00:0e", "33:33:00:00:00:01")
+            )
             return packet.with_link(group, packet.source)
         if fate < 0.08:
             return packet.with_link(packet.destination, "01:00:5e:00:00:09")

@@ -102,3 +102,18 @@ def test_a_reply_comes_back_and_a_stranger_does_not(plan: KernelState) -> None:
     for state, reaches in [("established", True), ("new", False)]:
         packet = build(Described("8.8.8.8", "10.9.0.3", sport=443, flags="A", state=state))
         assert walk(plan, packet, "wan0").reaches("tap3") is reaches
+
+
+@pytest.mark.parametrize("group", ["01:80:c2:00:00:03", "01:80:c2:00:00:0e"])
+def test_a_link_local_frame_is_no_way_past_the_bridges_filters(
+    plan: KernelState, group: str
+) -> None:
+    """The bridge hands it to the port itself, past its own prerouting hook."""
+    asks = {"protocol": "udp", "dport": 25}
+    assert "past the bridge" in from_vm(plan, "10.9.0.1", to_mac=group, **asks).why
+    # The control: without that rule it reaches any service of the gateway.
+    tables = tuple(
+        replace(t, chains=tuple(c for c in t.chains if c.name != "link_local")) for t in plan.tables
+    )
+    open_ = replace(plan, tables=tables)
+    assert from_vm(open_, "10.9.0.1", to_mac=group, **asks).devices == {"host"}
