@@ -1,18 +1,27 @@
-"""Runs the suite inside a kernel: `python -m lab.attacks.siege CASES RESULT`."""
+"""Runs the suite on the kernel it is started on: `python -m lab.attacks.siege CASES RESULT`.
+
+`dvn lab attack` starts it through lab.kernel: in place, or in a VM.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from dvn.kernel.state import KernelState
 from lab.attacks.bench import Bench
-from lab.attacks.case import Case, load
+from lab.attacks.case import Case, Phase, load
+from lab.attacks.change import NoSuchPartError, Part, find, rules, without
 from lab.attacks.judge import Verdict, judge
 from lab.hosts import Lab
 from lab.kernel import FEATURES, missing_features
+
+HELD, BROKEN, WRONG = 0, 1, 2
 
 
 def besiege(bench: Bench, cases: Sequence[Case]) -> Verdict:
@@ -24,20 +33,78 @@ def besiege(bench: Bench, cases: Sequence[Case]) -> Verdict:
         if not bench.possible(case)
     }
     began = time.monotonic()
-    sightings = bench.run(chosen)
-    return judge(chosen, sightings, left_out, seconds=time.monotonic() - began)
+    sightings, frames = bench.run(chosen)
+    return judge(chosen, sightings, left_out, seconds=time.monotonic() - began, frames=frames)
+
+
+def matrix(bench: Bench, cases: Sequence[Case], parts: Iterable[Part]) -> list[dict[str, Any]]:
+    """Each rule taken away by itself: which cases then come through."""
+    attacks = [_attack_only(case) for case in cases if bench.possible(case)]
+    rows = []
+    for part in parts:
+        bench.apply(lambda state, part=part: without(state, part))  # type: ignore[misc]
+        sightings, _frames = bench.run(attacks)
+        leaks = judge(attacks, sightings).leaks
+        rows.append(
+            {
+                "rule": str(part),
+                "leaks": len(leaks),
+                "attacks": sorted({leak.case.attack for leak in leaks}),
+                "cases": [leak.case.name for leak in leaks],
+            }
+        )
+        sys.stderr.write(f"{len(leaks):5} leaks without {part}\n")
+    bench.apply()
+    return rows
+
+
+def _attack_only(case: Case) -> Case:
+    from dataclasses import replace
+
+    shots = tuple(shot for shot in case.shots if shot.phase != Phase.CONTROL)
+    return replace(case, shots=shots, arrives_at=frozenset())
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lab.attacks.siege")
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--without", action="append", default=[])
+    parser.add_argument("--matrix", action="store_true")
+    parser.add_argument("--rules", action="store_true")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
-    cases = load(Path(arguments[0]).read_text())
+    """0: everything blocked and every control passed; 1: not; 2: no such rule."""
+    options = _options(arguments)
+    cases = load(options.cases.read_text())
     features = FEATURES - set(missing_features())
-    began = time.monotonic()
     with Lab() as lab, Bench(lab, features) as bench:
-        bench.apply()
-        sys.stderr.write(f"ground: {time.monotonic() - began:.1f} s\n")
+        whole = bench.apply()
+        if options.rules:
+            listed = [str(part) for part in rules(whole)]
+            options.result.write_text(json.dumps({"rules": listed}))
+            return HELD
+        try:
+            broken = [part for text in options.without for part in find(whole, text)]
+        except NoSuchPartError as error:
+            sys.stderr.write(f"{error}\n")
+            return WRONG
+        if broken:
+            bench.apply(lambda state: _without_all(state, broken))
         verdict = besiege(bench, cases)
-    Path(arguments[1]).write_text(json.dumps(verdict.as_json(), indent=1))
-    return 0 if verdict.holds else 1
+        result = verdict.as_json() | {"without": [str(part) for part in broken]}
+        if options.matrix:
+            result["matrix"] = matrix(bench, cases, rules(whole))
+    options.result.write_text(json.dumps(result, indent=1))
+    return HELD if verdict.holds else BROKEN
+
+
+def _without_all(state: KernelState, parts: Iterable[Part]) -> KernelState:
+    for part in parts:
+        state = without(state, part)
+    return state
 
 
 if __name__ == "__main__":

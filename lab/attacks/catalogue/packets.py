@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address, ip_address
+from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, in4_chksum
 from scapy.layers.inet6 import (
@@ -31,7 +32,7 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 TCP_SERVICE, UDP_SERVICE = 5001, 5002
 
 
-def ip(source: str, target: str, **fields: object) -> Packet:
+def ip(source: str, target: str, **fields: Any) -> Packet:
     """An IP header of the addresses' family; `proto` is called so in both."""
     if version_of(source) == 4:
         return IP(src=source, dst=target, **fields)
@@ -40,7 +41,7 @@ def ip(source: str, target: str, **fields: object) -> Packet:
     return IPv6(src=source, dst=target, **fields)
 
 
-def ether(source: str, target: str, payload: Packet, **fields: object) -> Packet:
+def ether(source: str, target: str, payload: Packet, **fields: Any) -> Packet:
     return Ether(src=source, dst=target, **fields) / payload
 
 
