@@ -62,11 +62,9 @@ def commands_page() -> str:
 
 def leaves() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that does something, as (words after `dvn`, command)."""
-    import typer
+    from gateway.cli.main import whole
 
-    from gateway.cli.main import app
-
-    yield from _leaves(typer.main.get_command(app), ())
+    yield from _leaves(whole(), ())
 
 
 def _leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -3,15 +3,17 @@ quick: nothing here loads pydantic, boto3 or a web framework."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gateway.cli import burst, gateway, network
+from gateway.cli.more import WithMore
 from gateway.cli.output import line
 
 app = typer.Typer(
     name="dvn",
+    cls=WithMore,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -41,6 +43,13 @@ _DAEMON = "The daemon, and what it borrows"
 app.add_typer(network.app)
 app.add_typer(gateway.app, name="gateway", rich_help_panel=_DAEMON)
 app.add_typer(burst.app, name="burst", rich_help_panel=_DAEMON)
+
+
+def whole() -> Any:
+    """The whole command, with those of other packages, as the command line library sees it."""
+    command: Any = typer.main.get_command(app)
+    command.look()
+    return command
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ class Bench:
         return wanted
 
     def run(self, cases: Iterable[Case]) -> tuple[Sightings, int]:
-        """All cases at once, phase by phase. Returns what was seen, and how many frames were sent."""
+        """All cases at once, phase by phase: what was seen, and how many frames were sent."""
         assert self._wires, "apply comes first"
         chosen = tuple(cases)
         sightings, before = Sightings(), self._wires.sent

@@ -27,6 +27,7 @@ READS = frozenset(
         ("burst", "jobs"),
         ("burst", "explain"),
         ("burst", "plan"),
+        ("lab", "attack"),
     }
 )
 CHANGES = frozenset(

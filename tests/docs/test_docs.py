@@ -26,11 +26,9 @@ def commands() -> list[Command]:
 @pytest.fixture(scope="module")
 def root() -> Any:
     """The command `dvn`, as the command line library sees it."""
-    import typer
+    from gateway.cli.main import whole
 
-    from gateway.cli.main import app
-
-    return typer.main.get_command(app)
+    return whole()
 
 
 def descend(root: Any, words: tuple[str, ...]) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:

@@ -213,7 +213,7 @@ ATTACKS = (
     Attack("tag", "hides a packet behind VLAN tags, or hops into another VLAN",
            "IEEE 802.1Q; CVE-2005-4440", _tags),
     Attack("llc", "hides a packet behind LLC/SNAP", "VU#855201: CVE-2021-27853, -27854, -27861, "
-           "-27862; CVE-2022-20728", _llcs),
+           "-27862", _llcs),
     Attack("link-only", "speaks to the bridge, or across it to others' bridges",
            "IEEE 802.1D 7.12.6; IEEE 802.1AB", _links),
 )  # fmt: skip

@@ -266,5 +266,5 @@ ATTACKS = (
     Attack("blind-injection", "guesses its way into a TCP connection", "RFC 5961; CVE-2004-0230",
            _windows),
     Attack("slipstreaming", "has a helper open a port by what the victim says",
-           "CVE-2020-28041; CVE-2014-8160", _slipstream),
+           "CVE-2020-28041", _slipstream),
 )  # fmt: skip

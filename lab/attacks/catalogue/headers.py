@@ -388,7 +388,7 @@ ATTACKS = (
     Attack("disguised service", "hides a port of the gateway from its filter",
            "RFC 1858, 3128, 7112; CVE-2012-4444", _services),
     Attack("disguised spoof", "hides another's address in fragments or behind headers",
-           "RFC 7113; RFC 6980; CVE-2021-27853", _spoofed),
+           "RFC 1858; RFC 7113", _spoofed),
     Attack("disguised discovery", "hides DHCP and neighbour discovery",
            "RFC 6980; RFC 7113; RFC 7610", _hidden),
 )  # fmt: skip

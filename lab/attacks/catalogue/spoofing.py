@@ -321,17 +321,17 @@ def _redirects() -> Iterator[Draft]:
 
 
 ATTACKS = (
-    Attack("mac-spoof", "sends with another MAC address", "CWE-290; IEEE 802.1Q-2018 8.7",
+    Attack("mac-spoof", "sends with another MAC address", "CWE-290; IEEE 802.1Q, learning",
            _mac_spoof),
     Attack("traffic-theft", "makes bridge and gateway believe a neighbour is at its port",
            "CWE-300; RFC 826", _theft),
     Attack("arp-spoof", "tells others where an address is", "CVE-1999-0667; RFC 826", _arp_spoof),
-    Attack("ipv4-spoof", "sends with another IPv4 address", "RFC 2827 (BCP 38); CVE-1999-0077",
+    Attack("ipv4-spoof", "sends with another IPv4 address", "RFC 2827 (BCP 38)",
            _ip_spoof(4)),
     Attack("ipv6-spoof", "sends with another IPv6 address", "RFC 2827 (BCP 38); RFC 7039 (SAVI)",
            _ip_spoof(6)),
     Attack("nd-spoof", "tells others where an IPv6 address is", "RFC 3756, 4.1.1; RFC 6620",
            _nd_spoof),
     Attack("redirect", "tells a neighbour that it is the better router",
-           "CVE-1999-0265; RFC 3756, 4.2.6", _redirects),
+           "CVE-1999-0265; RFC 3756, 4.2.4", _redirects),
 )  # fmt: skip

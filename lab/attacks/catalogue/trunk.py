@@ -124,5 +124,5 @@ ATTACKS = (
     Attack("trunk-tags", "sends what the trunk should not carry", "IEEE 802.1Q; CVE-2021-27853",
            _tags),
     Attack("vlan-hopping", "hides a second tag behind its own VLAN's", "CVE-2005-4440", _hopping),
-    Attack("untagged-trunk", "speaks untagged on the trunk", "IEEE 802.1Q 6.9", _addressed),
+    Attack("untagged-trunk", "speaks untagged on the trunk", "IEEE 802.1Q; CWE-923", _addressed),
 )  # fmt: skip

@@ -294,7 +294,7 @@ def _tagged_inside() -> Iterator[Draft]:
 ATTACKS = (
     Attack("gre-injection", "puts a frame into a tenant's tunnel",
            "VU#199397; CVE-2024-7595, -7596; CVE-2020-10136", _injection),
-    Attack("gre-key-guessing", "tries keys until one fits", "RFC 2890, 5", _guessing),
+    Attack("gre-key-guessing", "tries keys until one fits", "RFC 2890", _guessing),
     Attack("nested", "wraps a packet for another tenant so that the gateway unwraps it",
            "CVE-2020-10136; RFC 6169", _nested),
     Attack("outer-spoof", "speaks to another tenant's remote end as if it were the gateway",

@@ -1,0 +1,75 @@
+"""The whole attack suite on the wire, and the same with a filter broken on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.attacks import catalogue, change
+from lab.attacks.bench import Bench
+from lab.attacks.case import Case
+from lab.attacks.siege import besiege, matrix
+from lab.attacks.store import kept
+from lab.hosts import Lab
+from lab.kernel import FEATURES
+
+pytestmark = pytest.mark.kernel
+
+SOME = 12  # of how many cases one is made where nobody has kept them: a VM is slow at it
+
+
+@pytest.fixture(scope="module")
+def cases() -> tuple[Case, ...]:
+    """All, as the pure tests left them; else a part of them, of every attack."""
+    return kept() or tuple(catalogue.some(SOME))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with Lab() as lab, Bench(lab, FEATURES) as made:
+        made.apply()
+        yield made
+
+
+def test_every_attack_is_blocked_and_every_control_passes(
+    bench: Bench, cases: tuple[Case, ...]
+) -> None:
+    verdict = besiege(bench, cases)
+    assert not verdict.left_out
+    assert [f"{leak.case.name}: {leak.places}" for leak in verdict.leaks] == []
+    assert verdict.missed == {}
+
+
+@pytest.mark.parametrize(
+    ("broken", "attack"),
+    [
+        ("no network reaches another", "tenant-to-tenant"),
+        ("the gateway's own services are closed", "gateway-service"),
+        ("STP, LLDP and other link-local multicast", "link-only"),
+    ],
+)
+def test_with_one_filter_broken_the_suite_fails(
+    bench: Bench, cases: tuple[Case, ...], broken: str, attack: str
+) -> None:
+    (part,) = change.find(bench.apply(), broken)
+    bench.apply(lambda state: change.without(state, part))
+    try:
+        verdict = besiege(bench, [case for case in cases if case.attack == attack])
+    finally:
+        bench.apply()
+    assert not verdict.holds
+    assert verdict.leaks
+    assert verdict.missed == {}
+
+
+@pytest.mark.long
+def test_each_rule_that_is_taken_away_is_missed(bench: Bench, cases: tuple[Case, ...]) -> None:
+    """What does not show is doubled by another rule, or guards what the ground does not have; such
+    rules are named here, with the reason, and no others."""
+    rows = matrix(bench, cases, change.rules(bench.apply()))
+    idle = {row["rule"] for row in rows if not row["leaks"]}
+    assert idle <= set(change.rules_words(EXCUSED)), idle
+
+
+EXCUSED: tuple[str, ...] = ()
