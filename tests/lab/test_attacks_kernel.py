@@ -9,7 +9,7 @@ import pytest
 from lab.attacks import catalogue, change
 from lab.attacks.bench import Bench
 from lab.attacks.case import Case
-from lab.attacks.siege import besiege, matrix
+from lab.attacks.siege import besiege
 from lab.attacks.store import kept
 from lab.hosts import Lab
 from lab.kernel import FEATURES
@@ -61,15 +61,3 @@ def test_with_one_filter_broken_the_suite_fails(
     assert not verdict.holds
     assert verdict.leaks
     assert verdict.missed == {}
-
-
-@pytest.mark.long
-def test_each_rule_that_is_taken_away_is_missed(bench: Bench, cases: tuple[Case, ...]) -> None:
-    """What does not show is doubled by another rule, or guards what the ground does not have; such
-    rules are named here, with the reason, and no others."""
-    rows = matrix(bench, cases, change.rules(bench.apply()))
-    idle = {row["rule"] for row in rows if not row["leaks"]}
-    assert idle <= set(change.rules_words(EXCUSED)), idle
-
-
-EXCUSED: tuple[str, ...] = ()

@@ -32,3 +32,8 @@ ATTACKS: tuple[Attack, ...] = (
 def cases() -> Iterator[Case]:
     """All cases with their frames: some seconds of scapy."""
     yield from numbered(ATTACKS)
+
+
+def some(every: int) -> Iterator[Case]:
+    """One in `every` cases of each attack, at least one: for where making all takes too long."""
+    yield from numbered(ATTACKS, every)

@@ -66,13 +66,14 @@ class Attack:
     drafts: Callable[[], Iterable[Draft]]
 
 
-def numbered(attacks: Iterable[Attack]) -> Iterator[Case]:
+def numbered(attacks: Iterable[Attack], every: int = 1) -> Iterator[Case]:
     """The cases with their bytes. A case's number depends only on the catalogue, not on what is
-    left out of a run."""
+    left out of a run; `every` leaves out all but one in so many of each attack."""
     number = 0
     for attack in attacks:
-        for draft in attack.drafts():
-            yield _case(number, attack, draft)
+        for place, draft in enumerate(attack.drafts()):
+            if place % every == 0:
+                yield _case(number, attack, draft)
             number += 1
 
 
