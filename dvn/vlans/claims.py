@@ -12,7 +12,7 @@ Each adds elements of its own and looks at no other; a set never has to know how
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
 from dvn import addresses
@@ -23,7 +23,7 @@ from dvn.values import Address
 
 _MAC, _TARGET = "@th,208,48", "@th,64,128"  # isolation.py says what is there
 
-_SETS: tuple[NftSet, ...] = (
+SETS: tuple[NftSet, ...] = (
     NftSet("bridges", ("ifname",)),
     NftSet("members", ("ifname",)),
     NftSet("uplinks", ("ifname",)),
@@ -44,6 +44,7 @@ _SETS: tuple[NftSet, ...] = (
     NftSet("nd_port6", ("ifname", "integer"), typeof=f"iifname . {_TARGET}"),
     NftSet("nd_owned6", ("mark", "integer"), typeof=f"meta mark . {_TARGET}"),
 )
+_BY_NAME = {each.name: each for each in SETS}
 # A pin stands in two sets: under its interface, and under its network.
 _PINS: Mapping[str, str] = {
     "port_mac": "owned_mac",
@@ -52,23 +53,6 @@ _PINS: Mapping[str, str] = {
     "nd_port_mac": "nd_owned_mac",
     "nd_port6": "nd_owned6",
 }
-
-Elements = Mapping[str, Collection[Element]]
-
-
-def sets(elements: Elements) -> tuple[NftSet, ...]:
-    """All sets, with these elements."""
-    return tuple(
-        NftSet(
-            each.name,
-            each.type,
-            frozenset(elements.get(each.name, ())),
-            each.data,
-            each.interval,
-            typeof=each.typeof,
-        )
-        for each in _SETS
-    )
 
 
 @dataclass(frozen=True)
@@ -172,7 +156,10 @@ def _state(
     for attachment in attached:
         for name, element in attachment.elements():
             found.setdefault(name, set()).add(element)
-    table = NftTable("bridge", table_name(context.site.site), sets(found))
+    sets = tuple(
+        replace(_BY_NAME[name], elements=frozenset(elements)) for name, elements in found.items()
+    )
+    table = NftTable("bridge", table_name(context.site.site), sets)
     return KernelState(tables=(table,))
 
 
@@ -181,7 +168,7 @@ def claims_of(tables: Iterable[NftTable], interfaces: Collection[str]) -> dict[s
     somebody who does not know the lease applies a file (tunnels/dynamic.py)."""
     there = {each.name: each.elements for table in tables for each in table.sets}
     found: dict[str, set[Element]] = {}
-    for each in _SETS:
+    for each in SETS:
         if each.type[0] == "ifname" and each.name != "bridges":
             found[each.name] = {e for e in there.get(each.name, ()) if e[0] in interfaces}
     numbers = {element[0]: element[1] for element in found["network_of"]}

@@ -272,7 +272,7 @@ _FALLBACK = (
 
 def _frame(context: Context) -> KernelState:
     name = table_name(context.site.site)
-    bridge = NftTable("bridge", name, claims.sets({}), tuple(_bridge_chains(context)))
+    bridge = NftTable("bridge", name, claims.SETS, tuple(_bridge_chains(context)))
     fallback = NftChain("fallback", _FALLBACK, FILTER, "forward", -10, "accept")
     return KernelState(tables=(bridge, NftTable("inet", name, chains=(fallback,))))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from dvn.kernel.fake import FakeKernel
 from dvn.kernel.state import Element, NftTable
 from dvn.problems import SpecError
 from dvn.spec import Site, Tunnel, parse_site
+from dvn.vlans import isolation
 from tests.dvn.sites import a_kernel, full_site, sites
 
 SITE = """
@@ -38,6 +40,7 @@ tenants:
     tunnels:
       bari: {network: farm, remote: 203.0.113.7, key: 42, transport: plain}
 """
+OURS = {c.name for c in isolation.CHAINS} | {"isolation", "unknown", "unknown_out", "fallback"}
 FARM = str(addresses.network_number("cms", "farm"))
 GATEWAY_MAC = addresses.mac_address("cnaf", "gw1", "cms", "farm")
 GATEWAY_LOCAL = addresses.link_local(GATEWAY_MAC).split("/")[0]
@@ -179,3 +182,15 @@ def test_two_networks_of_one_number_are_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SpecError, match=r"would both be number 7 .*rename one"):
         parse_site(located.loads(SITE.replace("tenants:", "tenants:\n  atlas: {networks: "
                                  "{farm: {prefix: 10.8.0.0/24}}}")))  # fmt: skip
+
+
+def test_the_page_gives_a_reason_for_everything_that_is_dropped() -> None:
+    page = (Path(__file__).parents[2] / "docs/explanation/isolation.md").read_text()
+    host = replace(a_kernel().look("cnaf").host, bridge_meta=True)
+    tables = compile_site(a_site(), host, lenient=True).state.tables
+    chains = [chain for t in tables for chain in t.chains if chain.name in OURS]
+    rules = [rule for chain in chains for rule in chain.rules]
+    dropped = {rule.comment.split(" [")[0] for rule in rules if rule.text.endswith("drop")}
+    assert len(dropped) > 30
+    assert sorted(why for why in dropped if f"| {why} |" not in page) == []
+    assert f"the same {len(rules)} rules" in page
