@@ -16,6 +16,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_address,
     ip_interface,
     ip_network,
 )
@@ -162,15 +163,17 @@ def of_state(
     return with_pins(Scene(devices, tuple(routes), sysctls=sysctls), state)
 
 
+_PINS = {"port_mac": "mac", "port4": "address", "port6": "address"}  # sets of vlans/claims.py
+
+
 def with_pins(scene: Scene, state: KernelState) -> Scene:
     """Where a port says which MAC and address it has, the host will learn just these."""
     pins: dict[str, dict[str, set[str]]] = {}
     for table in state.tables:
         for each in table.sets if table.family == "bridge" else ():
-            if each.name in ("port_mac", "port_address4", "port_address6"):
-                for element in each.elements:
-                    kinds = pins.setdefault(element[0], {})
-                    kinds.setdefault(each.name[5:8], set()).add(element[1])
+            for element in each.elements if each.name in _PINS else ():
+                kinds = pins.setdefault(element[0], {})
+                kinds.setdefault(_PINS[each.name], set()).add(element[1])
     learned, neighbours = dict(scene.learned), dict(scene.neighbours)
     for port, kinds in pins.items():
         device, macs = scene.devices.get(port), kinds.get("mac", set())
@@ -178,9 +181,9 @@ def with_pins(scene: Scene, state: KernelState) -> Scene:
             continue
         mac = next(iter(macs))
         learned.setdefault((device.master, mac), port)
-        for address in kinds.get("add", set()):
-            if "/" not in address:
-                neighbours.setdefault((device.master, ip_interface(address).ip), mac)
+        for address in kinds.get("address", set()):
+            if "/" not in address and "-" not in address:
+                neighbours.setdefault((device.master, ip_address(address)), mac)
     return replace(scene, learned=learned, neighbours=neighbours)
 
 

@@ -524,8 +524,9 @@ class _Way:
 
 
 def _ruled(ruling: Ruling, changes: list[str]) -> str:
-    said = f" ({', '.join(changes)})" if changes else ""
+    told = [change for change in changes if not change.startswith("mark ")]
+    said = f" ({', '.join(told)})" if told else ""
     decisive = ruling.decisive
     if decisive is not None:
         return decisive.line.shown + said
-    return f"policy {ruling.verdict}" + said
+    return ("nothing objects" if ruling.verdict == _ACCEPT else "policy drop") + said

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gateway.cli import change
+from gateway.cli import change, diagnose
 from gateway.cli.output import Format, Output, as_json, counted, line, table
 from gateway.cli.session import PANEL, File, engine, session
 
@@ -51,6 +51,7 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
                 line(f"{file}: site {site.site}, {had}; valid")
 
     change.add_to(app, loader)
+    diagnose.add_to(app, loader)
 
     @app.command(rich_help_panel=PANEL)
     def show(file: File, output: Output = Format.TEXT) -> None:

@@ -21,6 +21,7 @@ READS = frozenset(
         ("plan",),
         ("show",),
         ("history",),
+        ("explain",),
         ("gateway", "status"),
         ("burst", "status"),
         ("burst", "leases"),

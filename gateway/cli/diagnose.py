@@ -1,0 +1,114 @@
+"""`dvn explain | doctor | graph | capture`: understanding what is, and why."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.cli.output import Format, Output, as_json
+from gateway.cli.session import PANEL, File, engine, session
+
+if TYPE_CHECKING:
+    from dvn.diagnose.walk import Walker
+    from dvn.spec import Site
+    from gateway.cli.session import Loader
+
+_COLOURS = {"accept": typer.colors.GREEN, "drop": typer.colors.RED}
+
+
+def _word(name: str, help_: str) -> Any:
+    return typer.Option(f"--{name}", help=help_, metavar="TEXT")
+
+
+def add_to(app: typer.Typer, loader: Loader) -> None:
+    """The commands, reading files with `loader`, which raises SpecError for a wrong one."""
+
+    @app.command(rich_help_panel=PANEL)
+    def explain(
+        file: File,
+        packet: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[PACKET]...",
+                help="In short: cms/farm:tap3 tcp 10.9.0.3 to 8.8.8.8:443",
+            ),
+        ] = None,
+        from_: Annotated[
+            str | None,
+            _word("from", "TENANT/NETWORK:PORT, TENANT/TUNNEL, an interface, outside or host."),
+        ] = None,
+        src: Annotated[str | None, _word("src", "Source address.")] = None,
+        dst: Annotated[str | None, _word("dst", "Destination address.")] = None,
+        proto: Annotated[
+            str | None, _word("proto", "tcp, udp, icmp, arp or a protocol's number.")
+        ] = None,
+        sport: Annotated[str | None, _word("sport", "Source port.")] = None,
+        dport: Annotated[str | None, _word("dport", "Destination port.")] = None,
+        mac: Annotated[str | None, _word("mac", "Source MAC address.")] = None,
+        to_mac: Annotated[str | None, _word("to-mac", "Destination MAC address.")] = None,
+        vlan: Annotated[str | None, _word("vlan", "VLAN tags, outermost first: 7,101.")] = None,
+        kind: Annotated[
+            str | None, _word("kind", "Of ICMP or ARP: echo-reply, nd-router-advert, reply.")
+        ] = None,
+        flags: Annotated[str | None, _word("flags", "Of TCP, as letters: S, SA, R.")] = None,
+        state: Annotated[
+            str | None, _word("state", "Its connection: new, established, related, invalid.")
+        ] = None,
+        live: Annotated[
+            bool,
+            typer.Option("--live", help="Through the kernel as it is now, others' rules too."),
+        ] = False,
+        verbose: Annotated[
+            bool, typer.Option("--verbose", "-v", help="Every chain and every rule with a part.")
+        ] = False,
+        output: Output = Format.TEXT,
+    ) -> None:
+        """Say what happens to a packet, and why.
+
+        It is led through what FILE makes of this host: bridges, filters, routes, NAT, tunnels.
+        Each step is told with the rule that decided.
+        """
+        from dvn.diagnose import asking, shown
+
+        given = {
+            "from": from_, "src": src, "dst": dst, "proto": proto, "sport": sport, "dport": dport,
+            "mac": mac, "to-mac": to_mac, "vlan": vlan, "kind": kind, "flags": flags,
+            "state": state,
+        }  # fmt: skip
+        with session(output):
+            site, _doc = loader(file)
+            walker = _live(site) if live else _planned(site)
+            parts = asking.words_of(packet or ())
+            parts |= {key: value for key, value in given.items() if value is not None}
+            question = asking.asked(site, walker.scene, parts)
+            walk = walker.walk(question.packet, question.enters)
+            if output is Format.JSON:
+                as_json({"ok": True, "live": live, **shown.walk_json(walk)})
+                return
+            for verdict, text in shown.walk_lines(walk, verbose=verbose):
+                _told(verdict, text)
+            _told("accept" if walk.exits else "drop", shown.conclusion(walk))
+
+
+def _planned(site: Site) -> Walker:
+    from dvn.diagnose.planned import planned_walker
+
+    return planned_walker(site)
+
+
+def _live(site: Site) -> Walker:
+    """The kernel as it is. Our rules in the words they were written in (nft's listing leaves out
+    what it thinks goes without saying)."""
+    from dvn.diagnose.scene import with_pins
+    from dvn.diagnose.surroundings import read_ruleset, read_scene
+    from dvn.diagnose.walk import Walker
+
+    compiled = engine().compiled(site)
+    scene = with_pins(read_scene(), compiled)
+    return Walker(read_ruleset().with_words(compiled.tables), scene)
+
+
+def _told(verdict: str, text: str) -> None:
+    typer.secho(text, fg=_COLOURS.get(verdict) if sys.stdout.isatty() else None)
