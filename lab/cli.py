@@ -148,7 +148,11 @@ def _more(count: int, what: str) -> None:
 
 
 def _show_matrix(rows: Sequence[Mapping[str, Any]]) -> None:
-    shown = [[row["rule"], row["leaks"], ", ".join(row["attacks"])] for row in rows]
-    table("Without each rule", ["rule", "leaks", "attacks that come through"], shown)
-    idle = sum(1 for row in rows if not row["leaks"])
-    line(f"{len(rows) - idle} of {len(rows)} rules are missed by some attack when they are gone")
+    shown = [
+        [row["rule"], row["leaks"], len(row["controls_missed"]), ", ".join(row["attacks"])]
+        for row in rows
+    ]
+    columns = ["rule", "leaks", "controls missed", "attacks that come through"]
+    table("Without each rule", columns, shown)
+    idle = sum(1 for row in rows if not row["leaks"] and not row["controls_missed"])
+    line(f"{len(rows) - idle} of {len(rows)} rules are missed when they are gone")

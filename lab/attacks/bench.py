@@ -90,12 +90,14 @@ class Bench:
         wanted = self._gateway().inside(partial(self._apply, change))
         if self._wires is None:
             self._wires = self._open_wires()
+        self._forget()
         return wanted
 
     def _apply(self, change: Change | None) -> KernelState:
         for _pass in range(2):  # what is made first may be seen by the second look
             view = self._kernel.look(self.site.site)
             wanted = compile_site(self.site, view.host).state
+            self.features |= {ground.BRIDGE_META} if view.host.bridge_meta else set()
             if change:
                 wanted = change(wanted)
             keys = [sysctl.key for sysctl in wanted.sysctls]
@@ -130,7 +132,7 @@ class Bench:
 
     def _dress(self) -> None:
         """MAC addresses, the cable, quiet machines, the metadata service's address."""
-        silent = {*ground.INSIDERS, *ground.HOSTS} & set(self.hosts)
+        silent = {*ground.INSIDERS, *ground.HOSTS, ground.INTRUDER} & set(self.hosts)
         nics: dict[str, set[ground.Nic]] = {}
         for nic in ground.NICS.values():
             if nic.host in self.hosts:
@@ -171,6 +173,16 @@ class Bench:
 
     def _inside(self, host: str, make: Callable[[], socket.socket]) -> socket.socket:
         return self.hosts[host].inside(make, namespaces=linux.CLONE_NEWNET)
+
+    def _forget(self) -> None:
+        """What a leak before has taught the gateway; and the intruder comes back, whom the apply
+        threw out."""
+        lines = ["neigh flush all"]
+        lines += [f"link set dev {net.bridge} type bridge fdb_flush" for net in ground.NETS]
+        port = ground.port(ground.INTRUDER)
+        lines.append(f"link set dev {port} up master {ground.INTRUDED.bridge}")
+        self._gateway().run("ip", "-force", "-batch", "-", input="\n".join(lines))
+        self._warm = False
 
     def _forget_flows(self) -> None:
         """Connections of an earlier run would let this one's packets pass as replies."""

@@ -70,7 +70,7 @@ class Case:
     """One attack from one place on one victim, with its positive control.
 
     leaks_at: places where the attack's marker is a leak. arrives_at: places that must all see the
-    control's. `unless`/`only` narrow a leak: only frames that contain all of `leaks_with`.
+    control's. Both may be narrowed to frames that contain all of some pieces.
     """
 
     number: int
@@ -85,6 +85,7 @@ class Case:
     arrives_at: frozenset[str]
     control: str  # what the control is, in words
     leaks_with: tuple[bytes, ...] = ()
+    arrives_with: tuple[bytes, ...] = ()  # of the control: its address outside, say
     needs: frozenset[str] = field(default_factory=frozenset)  # features of the ground
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +102,7 @@ class Case:
             "arrives_at": sorted(self.arrives_at),
             "control": self.control,
             "leaks_with": [piece.hex() for piece in self.leaks_with],
+            "arrives_with": [piece.hex() for piece in self.arrives_with],
             "needs": sorted(self.needs),
         }
 
@@ -117,6 +119,7 @@ class Case:
                 "leaks_at": frozenset(body["leaks_at"]),
                 "arrives_at": frozenset(body["arrives_at"]),
                 "leaks_with": tuple(bytes.fromhex(piece) for piece in body["leaks_with"]),
+                "arrives_with": tuple(bytes.fromhex(piece) for piece in body["arrives_with"]),
                 "needs": frozenset(body["needs"]),
             }
         )

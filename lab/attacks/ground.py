@@ -105,6 +105,10 @@ NETS: tuple[Net, ...] = (
 )  # fmt: skip
 
 
+INTRUDER, INTRUDED = "x1", NETS[1]  # an interface nobody declared, in that network's bridge
+BRIDGE_META = "bridge_meta"  # feature: nft can tell which bridge a frame is in
+
+
 @dataclass(frozen=True)
 class Nic:
     """One end of a cable: where frames are put on the wire, and who is there."""
@@ -138,6 +142,7 @@ def _nics() -> Iterator[Nic]:
             ip4, ip6 = f"10.{net.number}.0.{place}", f"fd{net.number:02d}::{place}"
             yield Nic(name, "eth0", _mac(number), ip4, ip6, net)
             number += 1
+    yield Nic(INTRUDER, "eth0", _mac(0x31))
     yield Nic("site", "eth0", _mac(0x41), SITE4, SITE6)
     yield Nic("web", "eth0", _mac(0x42), WEB4, WEB6)
     yield Nic("cloud", "eth0", _mac(0x43), CLOUD4, "2001:db8:3::7")
@@ -161,7 +166,7 @@ HOSTS = ("site", "web", "cloud", "moon")  # that belong to no network
 INSIDERS = tuple(nic.host for nic in _ALL if nic.net)
 UNDERLAY = "gw/gre"  # where GRE comes to the gateway itself
 # Everywhere a marker may turn up. The router `internet` is on everybody's way and counts for none.
-PLACES = frozenset({*INSIDERS, *HOSTS, GATEWAY, *(net.inside for net in NETS)})
+PLACES = frozenset({*INSIDERS, *HOSTS, INTRUDER, GATEWAY, *(net.inside for net in NETS)})
 
 
 def net(full: str) -> Net:
@@ -179,6 +184,10 @@ def remote_address(net_: Net, version: int) -> str:
 
 def remote_mac(net_: Net) -> str:
     return _mac(0xA0 + net_.number)
+
+
+def port(machine: str) -> str:
+    return f"tap-{machine}"
 
 
 def topology(features: frozenset[str]) -> Topology:
@@ -207,10 +216,6 @@ def topology(features: frozenset[str]) -> Topology:
     return Topology((*nodes, *_outside()), (*links, *_OUTSIDE_LINKS))
 
 
-def port(machine: str) -> str:
-    return f"tap-{machine}"
-
-
 def _outside() -> tuple[Node, ...]:
     return (
         Machine(
@@ -235,6 +240,7 @@ def _outside() -> tuple[Node, ...]:
         _host("cloud", f"{CLOUD4}/25", "2001:db8:3::7/64", "203.0.113.126", "2001:db8:3::fe"),
         _host("moon", f"{MOON4}/25", "2001:db8:4::8/64", "203.0.113.254", "2001:db8:4::fe"),
         Machine("cable", private=_OWN),
+        Machine(INTRUDER, private=_OWN),
     )
 
 
@@ -248,6 +254,7 @@ _OUTSIDE_LINKS = (
     Link(f"{GATEWAY}:ext0", "site:eth0"),
     *(Link(f"internet:{name}", f"{name}:eth0") for name in ("web", "cloud", "moon")),
     Link("cable:one", "cable:two"),
+    Link(f"{INTRUDER}:eth0", f"{GATEWAY}:{port(INTRUDER)}"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,16 +104,20 @@ def judge(
     leaks, missed = [], {}
     for case in chosen:
         attack = sightings.places(case.number, Role.ATTACK)
-        where = tuple(
-            sorted(
-                place
-                for place in case.leaks_at & set(attack)
-                if any(all(p in frame for p in case.leaks_with) for frame in attack[place])
-            )
-        )
+        where = tuple(sorted(case.leaks_at & _where(attack, case.leaks_with)))
         if where:
             leaks.append(Leak(case, where))
-        lacking = case.arrives_at - set(sightings.places(case.number, Role.CONTROL))
+        control = sightings.places(case.number, Role.CONTROL)
+        lacking = case.arrives_at - _where(control, case.arrives_with)
         if lacking:
             missed[case.name] = tuple(sorted(lacking))
     return Verdict(chosen, tuple(leaks), missed, left_out or {}, seconds, frames)
+
+
+def _where(seen: Mapping[str, Sequence[bytes]], pieces: tuple[bytes, ...]) -> frozenset[str]:
+    """Places with a frame that has all the pieces."""
+    return frozenset(
+        place
+        for place, frames in seen.items()
+        if any(all(piece in frame for piece in pieces) for frame in frames)
+    )

@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dvn.kernel.state import KernelState
 from lab.attacks.bench import Bench
-from lab.attacks.case import Case, Phase, load
+from lab.attacks.case import Case, load
 from lab.attacks.change import NoSuchPartError, Part, find, rules, without
 from lab.attacks.judge import Verdict, judge
 from lab.hosts import Lab
@@ -38,31 +39,25 @@ def besiege(bench: Bench, cases: Sequence[Case]) -> Verdict:
 
 
 def matrix(bench: Bench, cases: Sequence[Case], parts: Iterable[Part]) -> list[dict[str, Any]]:
-    """Each rule taken away by itself: which cases then come through."""
-    attacks = [_attack_only(case) for case in cases if bench.possible(case)]
+    """Each rule taken away by itself: which cases then come through, which controls stay out."""
+    chosen = [case for case in cases if bench.possible(case)]
     rows = []
     for part in parts:
-        bench.apply(lambda state, part=part: without(state, part))  # type: ignore[misc]
-        sightings, _frames = bench.run(attacks)
-        leaks = judge(attacks, sightings).leaks
+        bench.apply(partial(without, part=part))
+        verdict = judge(chosen, bench.run(chosen)[0])
         rows.append(
             {
                 "rule": str(part),
-                "leaks": len(leaks),
-                "attacks": sorted({leak.case.attack for leak in leaks}),
-                "cases": [leak.case.name for leak in leaks],
+                "leaks": len(verdict.leaks),
+                "attacks": sorted({leak.case.attack for leak in verdict.leaks}),
+                "cases": [leak.case.name for leak in verdict.leaks],
+                "controls_missed": sorted(verdict.missed),
             }
         )
-        sys.stderr.write(f"{len(leaks):5} leaks without {part}\n")
+        counts = f"{len(verdict.leaks):5} leaks, {len(verdict.missed):5} controls missed"
+        sys.stderr.write(f"{counts} without {part}\n")
     bench.apply()
     return rows
-
-
-def _attack_only(case: Case) -> Case:
-    from dataclasses import replace
-
-    shots = tuple(shot for shot in case.shots if shot.phase != Phase.CONTROL)
-    return replace(case, shots=shots, arrives_at=frozenset())
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -10,6 +10,8 @@ from lab.attacks.catalogue import (
     ethernet,
     flows,
     headers,
+    intruder,
+    malformed,
     rogue,
     spoofing,
     trunk,
@@ -26,6 +28,8 @@ ATTACKS: tuple[Attack, ...] = (
     *trunk.ATTACKS,
     *headers.ATTACKS,
     *flows.ATTACKS,
+    *malformed.ATTACKS,
+    *intruder.ATTACKS,
 )
 
 

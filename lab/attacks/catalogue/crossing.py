@@ -193,6 +193,50 @@ def _from_site(kind: Kind, version: int) -> tuple[Send, frozenset[str], str]:
     return send, frozenset({nic.host}), "the same from the site into an open network arrives"
 
 
+def _transit() -> Iterator[Draft]:
+    """Through the gateway from the internet to the site: it forwards for networks alone."""
+    for version in (4, 6):
+        web, to = NICS["web"], site_address(version)
+        own = web.ip4 if version == 4 else web.ip6
+        for name, kind in (("tcp", tcp), ("udp", udp), ("icmp", echo)):
+
+            def make(tag: Tag, kind: Kind, own: str, to: str) -> Packet:
+                source, via = NICS["internet:site"].mac, NICS["gw:wan0"].mac
+                return ether(source, via, kind(own, to, tag))
+
+            honest, arrives, words = _from_site(kind, version)
+            send = Send("internet:site", bound(make, kind=kind, own=own, to=to))
+            yield Draft(
+                f"internet to site {name} IPv{version}", version, "web", (honest, send),
+                frozenset({"site"}), words, arrives,
+            )  # fmt: skip
+
+
+def _inside_source() -> Iterator[Draft]:
+    """From outside, with the address of a machine inside. Only an open network's addresses are the
+    site's as well; those of a closed one may belong to somebody else out there."""
+    for victim in NETS:
+        nic = NICS[victim.machines[0]]
+        for liar in (net for net in NETS if net.open):
+            claimed = NICS[liar.machines[1]]
+            for version in (4, 6):
+                own, to = (
+                    (claimed.ip4, nic.ip4) if version == 4 else (claimed.ip6, nic.ip6)
+                )  # fmt: skip
+                honest, arrives, words = _from_site(udp, version)
+                for at, via in (("site", "gw:ext0"), ("internet:site", "gw:wan0")):
+                    source = NICS[at].mac
+
+                    def make(tag: Tag, source: str, via: str, own: str, to: str) -> Packet:
+                        return ether(source, NICS[via].mac, udp(own, to, tag))
+
+                    send = Send(at, bound(make, source=source, via=via, own=own, to=to))
+                    yield Draft(
+                        f"{claimed.host}'s to {victim.full} IPv{version} by {via[3:]}", version,
+                        NICS[at].host, (honest, send), _of(victim), words, arrives,
+                    )  # fmt: skip
+
+
 def _metadata() -> Iterator[Draft]:
     for where in vantages():
         for version, target in ((4, METADATA4), (6, METADATA6)):
@@ -346,6 +390,9 @@ ATTACKS = (
     Attack("closed-to-internet", "leaves a network that has no way out", "CWE-923", _internet),
     Attack("into-a-network", "starts a connection from outside", "CWE-923",
            _from_outside),
+    Attack("transit", "uses the gateway as a router into the site", "CWE-923", _transit),
+    Attack("inside-source", "comes from outside with an address of the inside",
+           "RFC 2827; RFC 3704", _inside_source),
     Attack("metadata", "asks the cloud's metadata service for credentials", "CWE-918; AWS IMDS",
            _metadata),
     Attack("gateway-service", "reaches the gateway's own services", "CVE-2020-8558; CWE-1327",

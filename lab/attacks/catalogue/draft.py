@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeAlias
 
 from lab.attacks.case import Case, Phase, Role, Shot, marker
-from lab.attacks.ground import NICS
+from lab.attacks.ground import NETS, NICS, Net
 
 Packet: TypeAlias = Any  # scapy's have no types
 FIRST_PORT = 20000
@@ -97,5 +98,20 @@ def _case(number: int, attack: Attack, draft: Draft) -> Case:
         arrives_at=draft.arrives_at,
         control=draft.control,
         leaks_with=draft.leaks_with,
+        arrives_with=_outside_of(draft),
         needs=draft.needs,
     )
+
+
+def _outside_of(draft: Draft) -> tuple[bytes, ...]:
+    """What a machine sends to the internet has the network's outside address there."""
+    if draft.arrives_at != {"web"} or draft.family == 0:
+        return ()
+    nets = {_net_at(send.at) for send in draft.sends if send.role == Role.CONTROL} - {None}
+    address = "".join(net.nat4 if draft.family == 4 else net.nat6 for net in nets if net)
+    return (ip_address(address).packed,) if address else ()
+
+
+def _net_at(at: str) -> Net | None:
+    """The network of a machine, or of the remote end of a tunnel."""
+    return NICS[at].net or next((net for net in NETS if net.remote == at), None)

@@ -212,6 +212,34 @@ def _windows() -> Iterator[Draft]:
             )  # fmt: skip
 
 
+def _untranslated() -> Iterator[Draft]:
+    """What conntrack calls invalid is not translated: it must not leave with an inside address."""
+    for net in _NATTED:
+        victim = _victim(net)
+        for how, flags, seq in (
+            ("a segment far ahead", "PA", _ISN_OURS + 2_000_000),
+            ("a reset far ahead", "R", _ISN_OURS + 2_000_000),
+            ("nonsense flags", "SRF", 5),
+        ):
+
+            def stray(tag: Tag, flags: str, seq: int, victim: Vantage = victim) -> Packet:
+                segment = TCP(sport=tag.port, dport=HTTPS, flags=flags, seq=seq,
+                              ack=_ISN_THEIRS + 1, window=8192)  # fmt: skip
+                return IP(src=victim.ip4, dst=WEB4) / segment / Raw(tag.data)
+
+            good = victim.through_gateway(bound(stray, flags="PA", seq=_ISN_OURS + 1))
+            yield Draft(
+                f"{how} from {victim.name}", 4, victim.name,
+                (
+                    *_handshake(victim, HTTPS),
+                    victim.send(victim.through_gateway(bound(stray, flags=flags, seq=seq))),
+                    victim.send(good, Phase.AFTER, Role.CONTROL),
+                ),
+                frozenset({"web", "site"}), "the connection's next segment arrives",
+                frozenset({"web"}),
+            )  # fmt: skip
+
+
 _HELPERS = {
     "FTP": (21, "PORT {ip},{high},{low}\r\n"),
     "IRC": (6667, "PRIVMSG x :\x01DCC CHAT chat {number} {port}\x01\r\n"),
@@ -265,6 +293,8 @@ ATTACKS = (
            "RFC 5927; CVE-2004-0790, -0791", _forged_errors),
     Attack("blind-injection", "guesses its way into a TCP connection", "RFC 5961; CVE-2004-0230",
            _windows),
+    Attack("untranslated", "leaves the NAT with an inside address", "RFC 5382, REQ-10; CWE-200",
+           _untranslated),
     Attack("slipstreaming", "has a helper open a port by what the victim says",
            "CVE-2020-28041", _slipstream),
 )  # fmt: skip

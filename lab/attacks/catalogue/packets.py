@@ -167,15 +167,24 @@ def _option(tag: Tag) -> Packet:
     return ICMPv6NDOptUnknown(type=253, len=3, data=tag.data + bytes(6))
 
 
-def advert(source: str, about: str, mac: str, tag: Tag, target: str = "ff02::1") -> Packet:
-    """A neighbour advertisement that overrides what is known (RFC 4861, 4.4)."""
-    body = ICMPv6ND_NA(tgt=about, R=0, S=0, O=1) / ICMPv6NDOptDstLLAddr(lladdr=mac)
+def advert(
+    source: str, about: str, mac: str, tag: Tag, target: str = "ff02::1", *,
+    before: Packet = None, after: Packet = None,
+) -> Packet:  # fmt: skip
+    """A neighbour advertisement that overrides what is known (RFC 4861, 4.4); other options may
+    stand around the one with the MAC address."""
+    body = ICMPv6ND_NA(tgt=about, R=0, S=0, O=1)
+    for each in (before, ICMPv6NDOptDstLLAddr(lladdr=mac), after):
+        body = body if each is None else body / each
     return IPv6(src=source, dst=target, hlim=255) / body / _option(tag)
 
 
 def solicit(source: str, about: str, mac: str, tag: Tag) -> Packet:
-    """A neighbour solicitation to the target's solicited-node address (RFC 4861, 4.3)."""
-    body = ICMPv6ND_NS(tgt=about) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
+    """A neighbour solicitation to the target's solicited-node address (RFC 4861, 4.3), without a
+    MAC address for duplicate address detection (RFC 4862, 5.4.2)."""
+    body = ICMPv6ND_NS(tgt=about)
+    if mac:
+        body = body / ICMPv6NDOptSrcLLAddr(lladdr=mac)
     return IPv6(src=source, dst=solicited(about), hlim=255) / body / _option(tag)
 
 

