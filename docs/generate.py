@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from burst.model import Policy
 from dvn import values
-from dvn.spec import NotInFiles, Site, rate
+from dvn.spec import NotInFiles, Site, dhcp, rate
 from gateway import sections, units
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -246,6 +246,9 @@ def _kinds() -> dict[str, str]:
         values.Service: "`tcp/PORT` or `udp/PORT`",
         units.Duration: "duration",
         rate.BitRate: "rate",
+        dhcp.LeaseTime: "duration",
+        dhcp.Domain: "domain",
+        dhcp.Range: "[first address, last address]",
         units.Money: "money",
         units.Addresses: "range of addresses, or a list of them",
         units.AbsolutePath: "absolute path",

@@ -23,6 +23,7 @@ from dvn.nat.zones import ZONES
 from dvn.passes import Context, Pass
 from dvn.problems import SpecError
 from dvn.rates.compile import RATES
+from dvn.services.compile import SERVICES
 from dvn.spec import Site
 from dvn.tunnels.gretap import TUNNELS_PASS
 from dvn.vlans.bridges import BRIDGES
@@ -43,6 +44,7 @@ PASSES: tuple[Pass, ...] = (
     FORWARDING,
     RATES,
     LINK_LOCAL,
+    SERVICES,
 )
 
 

@@ -15,6 +15,7 @@ from dvn import located, spec
 from dvn.forms import nearest, validate
 from dvn.located import Located, Path_, Problem, SpecError
 from dvn.spec import Site
+from dvn.values import Address
 from gateway.sections import BurstConfig, GatewayConfig, PoolConfig, policy_of
 
 FOREIGN = ("gateway", "burst")
@@ -68,7 +69,18 @@ def parse(doc: Located, path: Path) -> SiteFile:
         problems += [problem.placed(doc) for problem in _conflicts(site, burst)]
     if problems or site is None or gateway is None:
         raise SpecError(problems)
-    return SiteFile(path, site, gateway, burst)
+    return SiteFile(path, _reserved(site, burst), gateway, burst)
+
+
+def _reserved(site: Site, burst: BurstConfig | None) -> Site:
+    """DHCP gives no address that is a tunnel's or may become a borrowed machine's."""
+    taken: dict[tuple[str, str], list[Address]] = {}
+    for tunnel in site.tunnels():
+        taken.setdefault((tunnel.tenant, tunnel.network), []).extend(tunnel.addresses)
+    for pool in burst.pools.values() if burst else ():
+        addresses = map(ip_address, pool.addresses)
+        taken.setdefault((pool.tenant, pool.network), []).extend(addresses)
+    return site.with_reserved(taken)
 
 
 def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:

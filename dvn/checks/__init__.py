@@ -15,6 +15,7 @@ from dvn.checks.nat import nat
 from dvn.checks.networks import gateways, prefixes, underlay_in_prefix, vlans
 from dvn.checks.ports import ports
 from dvn.checks.rule import Declared
+from dvn.checks.services import dhcp_ranges
 from dvn.checks.tunnels import tunnel_ends, tunnels
 from dvn.problems import Problem
 
@@ -29,6 +30,7 @@ RULES: tuple[Callable[[Site, Declared], Iterator[Problem]], ...] = (
     gateways,
     vlans,
     nat,
+    dhcp_ranges,
     ports,
     tunnels,
     tunnel_ends,

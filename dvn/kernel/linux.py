@@ -49,8 +49,9 @@ from dvn.kernel.steps import (
     Step,
     Writes,
 )
-from dvn.kernel.things import IndexOf, PackedDriver, Sight, Thing, ThingDriver
+from dvn.kernel.things import GroupDriver, IndexOf, PackedDriver, Sight, Thing, ThingDriver
 from dvn.rates.driver import RatesDriver
+from dvn.services.driver import ServicesDriver
 
 _PROC_SYS = Path("/proc/sys")
 _LOCK = Path("/run/dvn/kernel.lock")
@@ -59,6 +60,7 @@ _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 
 
 PACKED: tuple[PackedDriver, ...] = (RatesDriver(),)
+GROUPED: tuple[GroupDriver, ...] = (ServicesDriver(),)
 DRIVERS: tuple[ThingDriver, ...] = ()
 
 
@@ -164,7 +166,7 @@ class LinuxKernel:
             queues={link.name: link.queue for link in links},
         )
         try:
-            drivers = (*PACKED, *DRIVERS)
+            drivers = (*PACKED, *GROUPED, *DRIVERS)
             return tuple(t for each in drivers for t in each.observe(self._socket, sight))
         except OSError as error:
             raise _refused(error) from error
@@ -244,7 +246,14 @@ class LinuxKernel:
     def carry_out(self, steps: Sequence[Step]) -> Writes:
         batch = Batch(self._socket)
         writes = Writes()
+        group: list[PutThing | DelThing] = []
         for step in steps:
+            if isinstance(step, PutThing | DelThing) and _grouped(step.thing):
+                batch.send()
+                group.append(step)
+                continue
+            writes += _change(group)
+            group = []
             try:
                 requests = self._requests(step, batch.index_of)
                 if requests is not None:
@@ -259,7 +268,7 @@ class LinuxKernel:
             except KernelError as error:
                 raise StepError(str(error), step) from error
         batch.send()
-        return writes + batch.writes
+        return writes + _change(group) + batch.writes
 
     def _perform(self, step: Step) -> Writes:
         """A step that is not netlink messages, by itself."""
@@ -326,6 +335,24 @@ class LinuxKernel:
             if error.errno != errno.ENODEV:
                 raise
             return []  # it went with its link
+
+
+def _grouped(thing: Thing) -> GroupDriver | None:
+    return next((driver for driver in GROUPED if thing.kind in driver.kinds), None)
+
+
+def _change(steps: Sequence[PutThing | DelThing]) -> Writes:
+    """Steps that follow each other, of drivers that do many at once."""
+    writes = 0
+    for driver in GROUPED:
+        mine = [step for step in steps if step.thing.kind in driver.kinds]
+        put = [step.thing for step in mine if isinstance(step, PutThing)]
+        gone = [step.thing for step in mine if isinstance(step, DelThing)]
+        try:
+            writes += driver.change(put, gone) if mine else 0
+        except OSError as error:
+            raise StepError(words(error), mine[0]) from error
+    return Writes(netlink=writes)
 
 
 def _packed(thing: Thing) -> PackedDriver | None:

@@ -9,7 +9,7 @@ links and addresses. `DRIVERS` has the others, which write by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -66,6 +66,13 @@ class PackedDriver(_Driver, Protocol):
 
     def removal(self, thing: Thing, index_of: IndexOf) -> list[Request]:
         """Those that remove it; `forgiven` of a request has the errors that mean it is gone."""
+
+
+class GroupDriver(_Driver, Protocol):
+    """Reads the things of some kinds, and changes many of them at once. Raises OSError."""
+
+    def change(self, put: Sequence[Thing], gone: Sequence[Thing]) -> int:
+        """Make or change `put`, remove `gone`. Returns the number of writes."""
 
 
 class ThingDriver(_Driver, Protocol):

@@ -23,6 +23,7 @@ from dvn.kernel.state import (
     table_name,
 )
 from dvn.passes import Context, NetworkOf, Pass
+from dvn.services.compile import served
 from dvn.values import Prefix
 
 PRIVATE4 = tuple(
@@ -92,7 +93,27 @@ _GATEWAY = (
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept",
         "neighbour discovery, also link-local",
     ),
+    # Before there is an address of the network; who has one asks with it.
+    NftRule.of(
+        "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 "
+        "iifname . meta l4proto . th dport @services accept",
+        "DHCP, where it is served",
+    ),
+    NftRule.of(
+        "ip6 saddr fe80::/10 ip6 daddr ff02::1:2 udp sport 546 udp dport 547 "
+        "iifname . meta l4proto . th dport @services accept",
+        "DHCPv6, where it is served",
+    ),
+    NftRule.of(
+        "iifname @advertised icmpv6 type nd-router-solicit ip6 hoplimit 255 accept",
+        "the question for routers, where there is one that answers",
+    ),
     *_SOURCE,
+    NftRule.of(
+        "ip daddr 255.255.255.255 udp sport 68 udp dport 67 "
+        "iifname . meta l4proto . th dport @services accept",
+        "DHCP of who lost its server",
+    ),
     NftRule.of("ct state established,related accept", "replies"),
     NftRule.of(
         "iifname . ip daddr @gateways4 icmp type echo-request accept", "the gateway answers ping"
@@ -164,6 +185,9 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
             (bridge, str(own.ip)) for own in network.gateways() if own.version == version
         }
     elements["services"] = {(bridge, *service.split("/")) for service in network.services}
+    elements["services"] |= {(bridge, *service.split("/")) for service in served(network)}
+    if "udp/547" in served(network):
+        elements["advertised"] = {one}
     table = NftTable("inet", table_name(context.site.site), _sets(elements))
     return KernelState(tables=(table,))
 
@@ -188,6 +212,7 @@ _GROWN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("gateways4", ("ifname", "ipv4_addr"), False),
     ("gateways6", ("ifname", "ipv6_addr"), False),
     ("services", ("ifname", "inet_proto", "inet_service"), False),
+    ("advertised", ("ifname",), False),
 )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model
+from dvn.spec.dhcp import Dhcp, off_is_none
 from dvn.spec.rate import Rate
 from dvn.values import (
     Address,
@@ -18,11 +19,8 @@ from dvn.values import (
     PrefixField,
     Service,
     in_range,
-    not_yet,
     one_or_more,
 )
-
-NotYet = Any
 
 
 class Vlan(Model):
@@ -82,7 +80,9 @@ class Network(Model):
     rate: Rate | None = None
     """The most that passes between the network and everything else, at its gateway: `1gbit` for
     each way, or `{in: 1gbit, out: 100mbit}`. `in` is what its machines receive."""
-    dhcp: Annotated[NotYet, not_yet("DHCP")] = None
+    dhcp: Annotated[Dhcp | None, BeforeValidator(off_is_none)] = None
+    """Addresses, resolvers and MTU for the network's machines: `true`, or how; none unless
+    given."""
 
     def gateways(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
         """The gateway's address in each prefix: the declared one, else the first of the prefix."""

@@ -43,6 +43,11 @@ def _not_in_files(site: Site) -> Iterator[Problem]:
         if tunnel.dynamic:
             path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "dynamic")
             yield Problem("", 0, "a tunnel in a file is not dynamic", "remove the key", path)
+    for tenant, name, network in site.networks():
+        if network.dhcp and network.dhcp.reserved:
+            path = ("tenants", tenant, "networks", name, "dhcp", "reserved")
+            fix = "remove the key: those of ports, tunnels and pools are left out by themselves"
+            yield Problem("", 0, "addresses are not reserved in a file", fix, path)
 
 
 def _valid_part(doc: Located, problems: list[Problem]) -> Site | None:

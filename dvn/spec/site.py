@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from dvn.forms import Model
 from dvn.problems import Path_, Problem, SpecError
 from dvn.spec.network import Network
 from dvn.spec.tunnel import Tunnel, TunnelSpec, Underlay
-from dvn.values import Name, PrefixField, one_or_more
+from dvn.values import Address, Name, PrefixField, one_or_more
 
 
 class Tenant(Model):
@@ -70,6 +70,21 @@ class Site(Model):
     def local_of(self, tunnel: Tunnel) -> IPv4Address | None:
         """The outer source of a tunnel: its own, else the underlay's address on this host."""
         return tunnel.local or (self.underlay.address if self.underlay else None)
+
+    def with_reserved(self, taken: Mapping[tuple[str, str], Iterable[Address]]) -> Site:
+        """This site, whose DHCP leaves out the addresses that others give, such as to borrowed
+        machines; by (tenant, network)."""
+        tenants = dict(self.tenants)
+        for (tenant_name, name), addresses in taken.items():
+            tenant = tenants.get(tenant_name)
+            network = tenant.networks.get(name) if tenant else None
+            if tenant is None or network is None or network.dhcp is None:
+                continue
+            reserved = sorted({*network.dhcp.reserved, *addresses}, key=int)
+            dhcp = network.dhcp.model_copy(update={"reserved": tuple(reserved)})
+            changed = {**tenant.networks, name: network.model_copy(update={"dhcp": dhcp})}
+            tenants[tenant_name] = tenant.model_copy(update={"networks": changed})
+        return self.model_copy(update={"tenants": tenants})
 
     def with_tunnels(self, tunnels: Iterable[Tunnel]) -> Site:
         """This site and more tunnels, such as those of leases.
