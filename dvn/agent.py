@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import grp
 import json
+import logging
 import os
 import pwd
 import selectors
@@ -21,17 +22,27 @@ import signal
 import socket
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from dvn.change.changes import Changes
+from dvn.change.files import ChangeError, state_directory
+from dvn.change.guard import finish_left
+from dvn.change.keeper import Keeper
+from dvn.change.memory import SwitchMemory
+from dvn.change.names import AGENT, call_thread
+from dvn.change.wanted import DAEMON, Standing, WantedSites
 from dvn.engine import ApplyError, Engine
 from dvn.kernel.driver import KernelError
+from dvn.kernel.state import KernelState
 from dvn.present import state_to_json
 from dvn.problems import SpecError
 from dvn.protocol import MAX_LINE, problems_to_json
-from dvn.spec import site_from_json
+from dvn.spec import Site, site_from_json
+from dvn.status import Applied
 from dvn.values import site_name
 
 Answer = dict[str, Any]
@@ -46,11 +57,18 @@ class RequestError(ValueError):
 
 
 class Agent:
-    """Answers requests with an engine; `answer` is all of it that is not sockets."""
+    """Answers requests with an engine; `answer` is all of it that is not sockets.
 
-    def __init__(self, engine: Engine) -> None:
+    `changes`: history and trials of this host. With them the agent keeps what was applied last
+    (change/keeper.py) and heeds what an operator does by hand.
+    """
+
+    def __init__(self, engine: Engine, changes: Changes | None = None) -> None:
         self._engine = engine
         self._lock = threading.Lock()
+        self._changes = changes
+        self._wanted = WantedSites(changes) if changes else None
+        self.keeper = Keeper(self) if changes else None
         self._operations: dict[str, Callable[[Answer], Answer]] = {
             "ping": lambda _request: {"pid": os.getpid()},
             "plan": self._plan,
@@ -59,6 +77,7 @@ class Agent:
             "show": self._show,
             "tunnels": self._tunnels,
             "probe": self._probe,
+            "drift": self._drift,
         }
 
     def finish(self) -> None:
@@ -82,7 +101,7 @@ class Agent:
                 "error": str(error),
                 "problems": problems_to_json(error),
             }
-        except (ApplyError, KernelError) as error:
+        except (ApplyError, KernelError, ChangeError) as error:
             return {"ok": False, "kind": "kernel", "error": str(error)}
         except (RequestError, ValueError, TypeError, RecursionError) as error:
             return {"ok": False, "kind": "request", "error": f"bad request: {error}"}
@@ -95,12 +114,48 @@ class Agent:
     def _apply(self, request: Answer) -> Answer:
         site = site_from_json(request.get("site"))
         with self._lock:
-            return {"applied": dataclasses.asdict(self._engine.apply(site))}
+            standing = self._wanted.asked(site) if self._wanted else Standing(site)
+            applied = self._engine.apply(standing.site)
+            if self._wanted and not standing.note:
+                self._wanted.done(site)
+        if self.keeper and applied.steps:
+            self.keeper.wake()
+        notes = (*applied.notes, standing.note) if standing.note else applied.notes
+        return {"applied": dataclasses.asdict(dataclasses.replace(applied, notes=notes))}
 
     def _destroy(self, request: Answer) -> Answer:
         name = site_name(request.get("site"))
         with self._lock:
-            return {"applied": dataclasses.asdict(self._engine.destroy(name))}
+            if self._changes and self._wanted:
+                applied = self._changes.destroy(name, DAEMON)
+                self._wanted.forget(name)
+            else:
+                applied = self._engine.destroy(name)
+        return {"applied": dataclasses.asdict(applied)}
+
+    def _drift(self, _request: Answer) -> Answer:
+        """What the keeper repaired and what it found; see Keeper.status."""
+        return {"drift": self.keeper.status() if self.keeper else {"watching": False}}
+
+    # -- for the keeper, from its thread
+
+    def wanted(self) -> Mapping[str, Site]:
+        with self._lock:
+            return self._wanted.sites() if self._wanted else {}
+
+    def repair(self, name: str) -> Applied | None:
+        with self._lock:
+            if self._wanted is None or self._changes is None:
+                return None
+            finish_left(self._changes, self._changes.root, restart=False)
+            site = self._wanted.sites().get(name)
+            if site is None:
+                return None
+            return self._engine.apply(site, keep_dynamic=not self._wanted.speaks_for(name))
+
+    def state(self) -> KernelState:
+        with self._lock:
+            return self._engine.show()
 
     def _show(self, request: Answer) -> Answer:
         name = request.get("site")
@@ -131,12 +186,13 @@ def serve(
     owner: tuple[int, int] | None = None,
     parent_fd: int | None = None,
     stop: socket.socket | None = None,
+    changes: Changes | None = None,
 ) -> None:
     """Answer on `path` until the parent is gone or `stop` becomes readable.
 
     `owner` is (uid, gid) of the socket. Raises OSError if the socket cannot be made.
     """
-    agent = Agent(engine)
+    agent = Agent(engine, changes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with selectors.DefaultSelector() as selector, _lock_file(path).open("a") as lock:
         if parent_fd is not None:
@@ -155,6 +211,8 @@ def serve(
         with _listen(path, mode, owner) as listener:
             selector.register(listener, selectors.EVENT_READ, "client")
             clients: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+            if agent.keeper:
+                agent.keeper.start()
             try:
                 while not ended(events := selector.select()):
                     if any(key.data == "client" for key, _mask in events):
@@ -165,6 +223,8 @@ def serve(
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
+                if agent.keeper:
+                    agent.keeper.stop(_FINISH_S)
                 agent.finish()
                 for client in tuple(clients):
                     with contextlib.suppress(OSError):
@@ -211,6 +271,7 @@ def _listen(path: Path, mode: int, owner: tuple[int, int] | None) -> socket.sock
 
 def _converse(agent: Agent, client: socket.socket) -> None:
     """One connection, request after request; a client that goes away is no error."""
+    call_thread(AGENT)
     with client, client.makefile("rb") as lines, contextlib.suppress(ConnectionError):
         while line := lines.readline(MAX_LINE):
             client.sendall(json.dumps(agent.answer(line)).encode() + b"\n")
@@ -224,6 +285,18 @@ def _owner(text: str) -> tuple[int, int]:
     return entry.pw_uid, int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
 
 
+def _log_to_stderr() -> None:
+    """One line an event, in UTC, as the daemon's log."""
+    handler = logging.StreamHandler(sys.stderr)
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    form.converter = time.gmtime
+    form.default_time_format, form.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler.setFormatter(form)
+    room = logging.getLogger("dvn")
+    room.handlers[:] = [handler]
+    room.setLevel(logging.INFO)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dvn-agent", description="DVN's privileged agent")
     parser.add_argument("--socket", type=Path, required=True, help="unix socket to answer on")
@@ -231,6 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--owner", help="USER[:GROUP] of the socket")
     parser.add_argument("--parent-fd", type=int, help="exit when this descriptor reads EOF")
     options = parser.parse_args(arguments)
+    _log_to_stderr()
     stop, stopper = socket.socketpair()
     stopper.setblocking(False)
     signal.set_wakeup_fd(stopper.fileno(), warn_on_full_buffer=False)
@@ -238,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda _number, _frame: None)
     try:
         owner = _owner(options.owner) if options.owner else None
-        engine = Engine(lenient=True)
+        engine = Engine(lenient=True, memory=SwitchMemory())
         serve(
             options.socket,
             engine,
@@ -246,6 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
             owner=owner,
             parent_fd=options.parent_fd,
             stop=stop,
+            changes=Changes(engine, state_directory()),
         )
     except KeyError:
         sys.stderr.write(f"dvn-agent: there is no user or group {options.owner!r}\n")

@@ -72,6 +72,11 @@ class AgentClient:
         )
         return Probe(**answer["probe"])
 
+    def drift(self) -> dict[str, Any]:
+        """What the agent repaired by itself, and whose rules would drop our packets."""
+        found: dict[str, Any] = self._ask({"op": "drift"})["drift"]
+        return found
+
     def _ask(self, request: dict[str, Any], *, patience: float = 0.0) -> dict[str, Any]:
         """Raises AgentUnavailable, AgentError, SpecError."""
         line = json.dumps(request).encode() + b"\n"

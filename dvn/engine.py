@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dvn import probe as probing
+from dvn.change.memory import SwitchMemory
 from dvn.compile import compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.driver import Kernel, KernelError, StepError
@@ -53,11 +54,19 @@ class _Look:
 
 
 class Engine:
-    """`lenient`: leave out ports and uplinks that are not there, with a note (see compile)."""
+    """`lenient`: leave out ports and uplinks that are not there, with a note (see compile).
+    `memory`: of what we switched, for when somebody flushes the sets that say so."""
 
-    def __init__(self, kernel: Kernel | None = None, *, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        *,
+        lenient: bool = False,
+        memory: SwitchMemory | None = None,
+    ) -> None:
         self._kernel: Kernel = kernel or LinuxKernel()
         self._lenient = lenient
+        self._memory = memory
 
     def plan(self, site: Site, *, keep_dynamic: bool = False) -> Plan:
         """What apply would do. Raises SpecError (host), KernelError."""
@@ -77,6 +86,7 @@ class Engine:
             writes, before = self._execute(site.site, plan, look)
             if plan:
                 self._verify(site, keep_dynamic, look, before)
+            self._remember(site.site, look.desired.tables)
         return _applied(plan, writes, look.notes)
 
     def destroy(self, site_name: str) -> Applied:
@@ -86,6 +96,7 @@ class Engine:
             plan = look.plan()
             writes, _before = self._execute(site_name, plan, look)
             left = diff(self._kernel.look(site_name).state, KernelState())
+            self._remember(site_name, ())
         if left:
             raise ApplyError(f"still there after destroy: {left.lines()[0]}", undone=False)
         return _applied(plan, writes, ())
@@ -105,6 +116,7 @@ class Engine:
             except StepError as error:
                 raise ApplyError(f"{_short(error.step)}: {error}", undone=False) from error
             left = diff(self._now(site_name, before.sysctls), before)
+            self._remember(site_name, before.tables)
         if left:
             raise ApplyError(f"still not as it was: {left.lines()[0]}", undone=False)
         return _applied(plan, writes, ())
@@ -156,7 +168,7 @@ class Engine:
         host = self._with_sysctls(view, forwarding.switches(site, view.host))
         compiled = compile_site(site, host, lenient=self._lenient)
         back = forwarding.switched_back(
-            view.state, compiled.state, _keys(view.others), host.sysctls
+            self._recalled(site.site, view.state), compiled.state, _keys(view.others), host.sysctls
         )
         wanted = replace(compiled.state, sysctls=(*back, *compiled.state.sysctls))
         keys = [sysctl.key for sysctl in wanted.sysctls]
@@ -168,15 +180,33 @@ class Engine:
         """The look of a site that is to go: what we switched on for it goes off."""
         view = self._kernel.look(site_name)
         host = self._with_sysctls(view, ())
-        back = forwarding.switched_back(view.state, KernelState(), _keys(view.others), host.sysctls)
+        was = self._recalled(site_name, view.state)
+        back = forwarding.switched_back(was, KernelState(), _keys(view.others), host.sysctls)
         observed = self._kernel.sysctls([sysctl.key for sysctl in back])
         return _Look(replace(view.state, sysctls=observed), KernelState(sysctls=back))
 
     def _with_sysctls(self, view: View, more: Iterable[forwarding.Switch]) -> Host:
         """The host with what compile must know of the switches that are not ours."""
-        ours = _keys((*view.state.tables, *view.others))
+        ours = _keys((*view.state.tables, *view.others, *self._flushed(view)))
         values = self._kernel.sysctls(ours | {switch.key for switch in more})
         return replace(view.host, sysctls={s.key: s.value for s in values}, switched=ours)
+
+    def _flushed(self, view: View) -> tuple[NftTable, ...]:
+        """What is remembered of sites whose table somebody took away."""
+        if self._memory is None:
+            return ()
+        there = {(t.family, t.name) for t in (*view.state.tables, *view.others)}
+        return tuple(t for t in self._memory.tables() if (t.family, t.name) not in there)
+
+    def _recalled(self, site_name: str, state: KernelState) -> KernelState:
+        """`state`, and what its sets said before somebody flushed them."""
+        if self._memory is None or any(table.family == "inet" for table in state.tables):
+            return state
+        return replace(state, tables=(*state.tables, self._memory.table(site_name)))
+
+    def _remember(self, site_name: str, tables: Iterable[NftTable]) -> None:
+        if self._memory is not None:
+            self._memory.keep(site_name, tables)
 
     def _execute(self, site_name: str, plan: Plan, look: _Look) -> tuple[Writes, KernelState]:
         """Do the plan. Returns the writes made and what undo would go back to."""

@@ -73,6 +73,7 @@ class Daemon:
             enrolment=lambda: self._joining.server if self._joining else None,
             enrolment_error=lambda: self._enrol_error or "",
             wake=self._wake_burst,
+            drift=parts.agent(file).drift,  # a connection of its own: no probe is in its way
         )
 
     def _make_burst(self) -> BurstLoop | None:

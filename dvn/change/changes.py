@@ -70,12 +70,13 @@ class Changes:
         boot: Callable[[], str] = boot_id,
     ) -> None:
         self.engine = engine
+        self.root = root
         self.history = History(root)
         self.pending = PendingStore(root)
         self._packets = packets
         self._clock = clock
         self._now = now
-        self._boot = boot
+        self.boot = boot
 
     def apply(self, wish: Wish, *, keep_dynamic: bool = True) -> Done:
         """Make the kernel so, look on the wire what came of it, and keep it as a revision.
@@ -92,7 +93,7 @@ class Changes:
             undone, how = self._put_back(wish.site.site, before)
             self._keep(wish, applied.steps, f"{how}: it silenced {silent[0]}")
             raise BrokeError(silent, undone=undone, how=how)
-        return Done(applied, len(heard), self._keep_new(wish, applied.steps))
+        return Done(applied, len(heard), self.keep(wish, applied.steps))
 
     def begin(self, wish: Wish, *, timeout: float, watch: str | None) -> Pending:
         """Write down what is about to be tried and what to go back to; nothing is changed yet.
@@ -113,7 +114,7 @@ class Changes:
             started=self._stamp(),
             timeout=timeout,
             deadline=self._clock() + timeout,
-            boot=self._boot(),
+            boot=self.boot(),
             before=snapshot.to_json(before),
             watch=watch,
         )
@@ -179,7 +180,7 @@ class Changes:
         pending = self.pending.get(site)
         if pending is None:
             return None
-        if pending.boot != self._boot():
+        if pending.boot != self.boot():
             with self.pending.deciding(site):
                 if self.pending.get(site) is None:
                     return None
@@ -246,11 +247,11 @@ class Changes:
             return False, f"and it could not be undone: {error}"
         return True, "what was done is undone"
 
-    def _keep_new(self, wish: Wish, plan: tuple[str, ...]) -> int:
-        """Keep it unless it is what is in force already."""
+    def keep(self, wish: Wish, plan: tuple[str, ...]) -> int:
+        """Write down a site that was applied, unless it is in force already. Its number."""
         current = self.history.current(wish.site.site)
         spec = static_site(wish.site).model_dump(mode="json")
-        if current and current.spec == spec and (not wish.text or current.text == wish.text):
+        if current and current.spec == spec and wish.text in ("", current.text):
             return current.number
         return self._keep(wish, plan, DONE)
 
@@ -265,6 +266,7 @@ class Changes:
                 spec=static_site(wish.site).model_dump(mode="json"),
                 plan=plan,
                 result=result,
+                boot=self.boot(),
             )
         ).number
 
@@ -278,6 +280,7 @@ class Changes:
             spec=pending.spec,
             plan=pending.plan,
             result=result,
+            boot=pending.boot,
         )
 
     def _stamp(self) -> str:

@@ -18,6 +18,8 @@ from typing import TextIO
 from dvn.change.changes import Changes
 from dvn.change.files import ChangeError, try_lock
 from dvn.change.history import Revision
+from dvn.change.memory import SwitchMemory
+from dvn.change.names import GUARD, call_thread
 from dvn.change.operator import OperatorWatch
 from dvn.change.pending import PendingStore
 from dvn.engine import ApplyError, Engine
@@ -75,7 +77,8 @@ def _become(root: Path, site: str, ready: int) -> None:
 def watch(root: Path, site: str, *, ready: int | None = None) -> None:
     """Until the trial is decided. `ready`: a descriptor told (and closed) once it watches."""
     # A look of its own, not the lock of a fork's parent: with the process it goes.
-    changes = Changes(Engine(), root)
+    call_thread(GUARD)
+    changes = Changes(Engine(memory=SwitchMemory()), root)
     syslog.openlog("dvn-guard", syslog.LOG_PID, syslog.LOG_DAEMON)
     with changes.pending.guard_file(site).open("a") as file:
         if not _held(file):

@@ -33,6 +33,7 @@ class Revision:
     plan: tuple[str, ...]
     result: str = DONE
     number: int = 0
+    boot: str = ""  # of the machine's start in which it was applied
 
     @property
     def in_force(self) -> bool:

@@ -126,6 +126,10 @@ class Nft:
         """nft's own text of every table, whoever made it, without counters' values."""
         return self._writer.run("list ruleset")
 
+    def items(self, command: str) -> list[dict[str, Any]]:
+        """What a `list` command answers, as nft's JSON objects. Raises KernelError."""
+        return self._list(command)
+
     def _list(self, command: str) -> list[dict[str, Any]]:
         output = self._reader.run(command)
         if not output:

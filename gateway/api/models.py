@@ -144,6 +144,25 @@ class Enrolment(Model):
     error: str
 
 
+class Repair(Model):
+    """Drift of the kernel that the agent found."""
+
+    time: datetime
+    site: str
+    action: str  # repaired | held | failed
+    who: str  # as far as it is known
+    steps: tuple[str, ...]
+    message: str
+
+
+class Drift(Model):
+    watching: bool  # the kernel's events are heard; else there is only the slow look
+    error: str
+    repairs: tuple[Repair, ...]  # the newest last
+    foreign: tuple[str, ...]  # other people's rules that would drop our packets
+    held: dict[str, str]  # by site: a fight with somebody who undoes every repair
+
+
 class Status(Model):
     version: str
     site: str
@@ -158,6 +177,7 @@ class Status(Model):
     failed_actions: dict[str, str]  # of the last round
     pools: tuple[Pool, ...]
     budgets: tuple[Budget, ...]
+    drift: Drift | None = None  # None: the agent does not answer
 
 
 class Explanation(Model):

@@ -6,12 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
 
 from burst.actions import Action
 from burst.model import Farm, JobState, LinkHealth
 from burst.model import Job as LrmsJob
 from burst.model import Lease as StoredLease
 from burst.policy.money import accrued
+from dvn.agent_client import AgentError, AgentUnavailable
 from gateway.api import models as m
 from gateway.enrol import EnrolServer
 from gateway.loops.answers import Answer
@@ -42,6 +46,7 @@ class View:
         enrolment: Callable[[], EnrolServer | None],
         enrolment_error: Callable[[], str],
         wake: Callable[[], None],
+        drift: Callable[[], dict[str, Any]],
     ) -> None:
         self._file = file
         self._store = store
@@ -52,6 +57,7 @@ class View:
         self._enrolment = enrolment
         self._enrolment_error = enrolment_error
         self._wake = wake
+        self._drift = drift
         self._started = clock()
 
     # -- reading -----------------------------------------------------------------------------
@@ -72,7 +78,14 @@ class View:
             failed_actions=dict(self._burst.failed) if self._burst else {},
             pools=self.pools(),
             budgets=self.budgets(),
+            drift=self._drift_now(),
         )
+
+    def _drift_now(self) -> m.Drift | None:
+        try:
+            return m.Drift.model_validate(self._drift())
+        except (AgentUnavailable, AgentError, ValidationError):
+            return None  # that it does not answer stands among the services
 
     def leases(self, *, ended: bool = False) -> tuple[m.Lease, ...]:
         found = self._store.all_leases() if ended else self._store.leases()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -104,10 +104,28 @@ def status(output: Output = Format.TEXT, socket: Socket = None) -> None:
     if enrolment:
         line()
         line(f"Enrolment at {enrolment['url']}: {enrolment['error'] or 'listens'}")
+    _show_drift(value["drift"])
     counted = ", ".join(f"{count} {state}" for state, count in value["leases"].items())
     line(f"Leases: {counted or 'none'}")
     for action, error in value["failed_actions"].items():
         line(f"did not succeed: {action}: {error}")
+
+
+_REPAIRS_SHOWN = 5
+
+
+def _show_drift(drift: dict[str, Any] | None) -> None:
+    """What the agent repaired, and what stands in the way of our packets."""
+    if drift is None:
+        return
+    if not drift["watching"]:
+        line(f"drift: the kernel's events are not heard: {drift['error'] or 'not started'}")
+    for words in (*drift["held"].values(), *drift["foreign"]):
+        line(f"drift: {words}")
+    for repair in drift["repairs"][-_REPAIRS_SHOWN:]:
+        what = repair["message"] or "; ".join(repair["steps"][:3])
+        who = f", by {repair['who']}" if repair["who"] else ""
+        line(f"drift: {repair['action']} {ago(repair['time'])} ago{who}: {what}")
 
 
 def _until(instant: str, now: str) -> str:

@@ -33,9 +33,12 @@ COLOURS = {"+": typer.colors.GREEN, "-": typer.colors.RED, "~": typer.colors.YEL
 
 
 def engine() -> Engine:
+    from dvn.change.memory import SwitchMemory
+    from dvn.change.names import COMMAND, call_thread
     from dvn.engine import Engine
 
-    return Engine()
+    call_thread(COMMAND)
+    return Engine(memory=SwitchMemory())
 
 
 @contextmanager

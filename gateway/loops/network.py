@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from ipaddress import AddressValueError, IPv4Address
-from typing import Protocol
+from typing import Any, Protocol
 
 from burst.join.userdata import inner_mac
 from burst.model import Lease, LeaseState, LinkHealth
@@ -43,6 +43,8 @@ class Agent(Protocol):
     def tunnels(self, site_name: str | None = None) -> Mapping[str, TunnelStatus]: ...
 
     def probe(self, address: str, network: str, count: int = 1, timeout: float = 1.0) -> Probe: ...
+
+    def drift(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class NetworkLoop:
         self._backoff = backoff or Backoff(timedelta(seconds=0.5), timedelta(seconds=10))
         self._applied: tuple[Tunnel, ...] | None = None
         self._due: datetime | None = None
+        self._notes: tuple[str, ...] = ()
         self._watches: dict[str, Watch] = {}
         self._turn: list[str] = []  # lease ids in the order of their last probe
         self.view = NetworkView()
@@ -147,6 +150,10 @@ class NetworkLoop:
 
     def _apply(self, tunnels: tuple[Tunnel, ...], now: datetime) -> None:
         applied = self._agent.apply(self.with_tunnels(tunnels))
+        if applied.notes != self._notes:
+            self._notes = applied.notes
+            for note in applied.notes:
+                log.warning("event=note note=%r", note)
         if applied.steps:
             log.info(
                 "event=applied tunnels=%d steps=%d verified=%s",

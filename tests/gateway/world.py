@@ -251,6 +251,9 @@ class FakeAgent:
             s["tunnels"] = tunnels
             return Applied(steps, len(steps), 0, 0, True)
 
+    def drift(self) -> dict[str, Any]:
+        return {"watching": True, "error": "", "repairs": [], "foreign": [], "held": {}}
+
     def tunnels(self, site_name: str | None = None) -> Mapping[str, TunnelStatus]:
         with self._world.state() as s:
             self._check(s)
