@@ -46,6 +46,7 @@ COMMANDS = {
         "history",
         "rollback",
         "show",
+        "explain",
         "destroy",
         "gateway",
         "burst",
