@@ -81,6 +81,10 @@ _LEAVING = (
 )
 _ENTERING = (
     NftRule.of("ct state established,related accept", "replies"),
+    # RFC 2827 for what comes in. Only open networks' addresses are the site's as well; those of a
+    # closed one may belong to somebody else out there.
+    NftRule.of("ip saddr @inside4 counter drop", "an address of the inside, from outside"),
+    NftRule.of("ip6 saddr @inside6 counter drop", "an address of the inside, from outside"),
     NftRule.of(
         "iifname != @outside oifname @open ct state new accept",
         "access: open - the site may start connections, the internet not",
@@ -175,6 +179,8 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
     elements: dict[str, set[Element]] = {"networks": {one}, "same": {(bridge, bridge)}}
     if network.access == "open":
         elements["open"] = {one}
+        for prefix in network.prefix:
+            elements.setdefault(f"inside{prefix.version}", set()).add((str(prefix),))
     elif network.nat:
         elements |= {f"nat{address.version}": {one} for address in network.nat.snat}
     for version in (4, 6):
@@ -207,6 +213,8 @@ _GROWN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("open", ("ifname",), False),
     ("nat4", ("ifname",), False),
     ("nat6", ("ifname",), False),
+    ("inside4", ("ipv4_addr",), True),
+    ("inside6", ("ipv6_addr",), True),
     ("sources4", ("ifname", "ipv4_addr"), True),
     ("sources6", ("ifname", "ipv6_addr"), True),
     ("gateways4", ("ifname", "ipv4_addr"), False),
