@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from burst.lrms.base import Lrms
 from burst.model import Lease
@@ -23,6 +24,9 @@ from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.tls import TlsIdentity
 from gateway.tokens import SiteSecret, token_hash
+
+if TYPE_CHECKING:
+    from burst.providers.ec2 import Ec2Provider
 
 
 def utc_now() -> datetime:
@@ -67,10 +71,10 @@ def _lrms(_config: BurstConfig) -> Lrms:
 def _provider(file: SiteFile, name: str) -> Provider:
     if file.burst is None:
         raise KeyError(name)
-    return LazyProvider(name, lambda: _ec2(file, name))
+    return LazyProvider(name, lambda: ec2_provider(file, name))
 
 
-def _ec2(file: SiteFile, name: str) -> Provider:
+def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
     from burst.providers.ec2 import Ec2Config, Ec2Provider
 
     assert file.burst is not None

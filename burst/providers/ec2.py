@@ -140,7 +140,7 @@ class Ec2Provider:
         if self.config.key_name:
             parameters["KeyName"] = self.config.key_name
         try:
-            with _mapped():
+            with mapped():
                 reply = self._ec2().run_instances(**parameters)
         except ProviderError as error:
             if str(error).startswith("IdempotentParameterMismatch"):
@@ -160,7 +160,7 @@ class Ec2Provider:
 
     def _terminate(self, names: list[str]) -> None:
         try:
-            with _mapped():
+            with mapped():
                 self._ec2().terminate_instances(InstanceIds=names)
         except Misconfigured as error:
             if not str(error).startswith("InvalidInstanceID"):
@@ -179,7 +179,7 @@ class Ec2Provider:
 
     def _listed(self, filters: Sequence[tuple[str, str]]) -> tuple[Machine, ...]:
         wanted = [{"Name": name, "Values": [value]} for name, value in filters]
-        with _mapped():
+        with mapped():
             pages = (
                 self._ec2()
                 .get_paginator("describe_instances")
@@ -214,7 +214,7 @@ class Ec2Provider:
         )
 
     def _learn_shapes(self, names: Sequence[str]) -> None:
-        with _mapped():
+        with mapped():
             pages = (
                 self._ec2()
                 .get_paginator("describe_instance_types")
@@ -230,7 +230,7 @@ class Ec2Provider:
             raise Misconfigured(f"region {self.config.region} has no {', '.join(unknown)}")
 
     def _learn_zone(self) -> str:
-        with _mapped():
+        with mapped():
             found = self._ec2().describe_subnets(SubnetIds=[self.config.subnet])["Subnets"]
         return found[0].get("AvailabilityZone", "") if found else ""
 
@@ -249,7 +249,7 @@ class Ec2Provider:
             "tenancy": "Shared",
             "capacitystatus": "Used",
         }
-        with _mapped():
+        with mapped():
             reply = self._price_list().get_products(
                 ServiceCode="AmazonEC2",
                 Filters=[
@@ -274,6 +274,10 @@ class Ec2Provider:
             self._read_at = changed
             self._client = self._connect("ec2", self.config.region)
         return self._client
+
+    def client(self) -> Any:
+        """boto3's client, for who only looks (`dvn doctor`). Raises Misconfigured."""
+        return self._ec2()
 
     def _price_list(self) -> Any:
         if self._pricing is None:
@@ -342,7 +346,7 @@ def _instant(text: str) -> datetime:
 
 
 @contextmanager
-def _mapped() -> Iterator[None]:
+def mapped() -> Iterator[None]:
     """Turn botocore's exceptions into ours."""
     from botocore import exceptions as aws
 

@@ -163,6 +163,28 @@ def of_state(
     return with_pins(Scene(devices, tuple(routes), sysctls=sysctls), state)
 
 
+def overlaid(live: Scene, state: KernelState) -> Scene:
+    """The scene of a running host with what a plan would make in it."""
+    planned = of_state(state, host=live.devices)
+    new = [device for name, device in planned.devices.items() if name not in live.devices]
+    return with_pins(
+        replace(
+            live,
+            devices=planned.devices,
+            routes=(*live.routes, *_local(new), *connected(new)),
+            sysctls={**live.sysctls, **planned.sysctls},
+        ),
+        state,
+    )
+
+
+def _local(devices: Iterable[Device]) -> Iterable[Path]:
+    """A live scene has its local table; new addresses add to it."""
+    for device in devices:
+        for own in device.addresses:
+            yield Path(ip_network(own.ip), device.name, table=LOCAL, kind="local")
+
+
 _PINS = {"port_mac": "mac", "port4": "address", "port6": "address"}  # sets of vlans/claims.py
 
 

@@ -80,7 +80,7 @@ class LinuxKernel:
     @property
     def _nft(self) -> Nft:
         if self._open_nft is None:
-            if not _may_change_networks():  # libnftables would write to standard error by itself
+            if not may_change_networks():  # libnftables would write to standard error by itself
                 raise KernelError("reading nftables needs root (CAP_NET_ADMIN): use sudo")
             self._open_nft = Nft()
         return self._open_nft
@@ -363,7 +363,7 @@ def _driver(thing: Thing) -> ThingDriver:
     return next(driver for driver in DRIVERS if thing.kind in driver.kinds)
 
 
-def _may_change_networks() -> bool:
+def may_change_networks() -> bool:
     """Whether this thread has CAP_NET_ADMIN in effect (capget(2), version 3 of its structures)."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)()  # two times effective, permitted, inheritable

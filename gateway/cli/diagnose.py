@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.output import Format, Output, as_json
-from gateway.cli.session import PANEL, File, engine, session
+from gateway.cli.output import Format, Output, as_json, line
+from gateway.cli.session import PANEL, RUNTIME_FAILURE, File, engine, session
 
 if TYPE_CHECKING:
+    from dvn.diagnose.findings import Finding
     from dvn.diagnose.walk import Walker
     from dvn.spec import Site
     from gateway.cli.session import Loader
@@ -90,6 +92,46 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
             for verdict, text in shown.walk_lines(walk, verbose=verbose):
                 _told(verdict, text)
             _told("accept" if walk.exits else "drop", shown.conclusion(walk))
+
+    @app.command(rich_help_panel=PANEL)
+    def doctor(
+        file: File,
+        cloud: Annotated[
+            bool,
+            typer.Option("--cloud/--no-cloud", help="Also the accounts machines are rented from."),
+        ] = True,
+        output: Output = Format.TEXT,
+    ) -> None:
+        """Say what on this host, or in the cloud, would hinder FILE's networks.
+
+        Kernel features, rules of other programs, reverse path filter, offloads, MTU, clock, other
+        network managers, security groups. Nothing is changed. Exit status 1: something fails.
+        """
+        from dvn.diagnose.findings import Health, worst
+        from gateway.checkup import cloud_findings, host_findings
+
+        with session(output):
+            site, _doc = loader(file)
+            found = [*host_findings(site)]
+            if cloud:
+                found += cloud_findings(file)
+            state = worst(found)
+            if output is Format.JSON:
+                as_json({"ok": state is not Health.FAIL, "checks": [asdict(f) for f in found]})
+            else:
+                for finding in found:
+                    _finding(finding)
+            if state is Health.FAIL:
+                raise typer.Exit(RUNTIME_FAILURE)
+
+
+def _finding(finding: Finding) -> None:
+    colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+    colour = colours[finding.health] if sys.stdout.isatty() else None
+    typer.secho(f"{finding.health:<4}", fg=colour, nl=False)
+    line(f"  {finding.check}: {finding.words}")
+    if finding.fix:
+        line(f"      {finding.fix}")
 
 
 def _planned(site: Site) -> Walker:

@@ -22,6 +22,7 @@ READS = frozenset(
         ("show",),
         ("history",),
         ("explain",),
+        ("doctor",),
         ("gateway", "status"),
         ("burst", "status"),
         ("burst", "leases"),

@@ -47,6 +47,7 @@ COMMANDS = {
         "rollback",
         "show",
         "explain",
+        "doctor",
         "destroy",
         "gateway",
         "burst",
