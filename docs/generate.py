@@ -241,8 +241,8 @@ def _kinds() -> dict[str, str]:
         values.Interface: "interface",
         values.PrefixField: "prefix",
         values.AddressField: "address",
-        values.Ipv4Field: "IPv4 address",
         values.Mac: "MAC address",
+        values.SecretFile: "absolute path",
         values.Service: "`tcp/PORT` or `udp/PORT`",
         units.Duration: "duration",
         rate.BitRate: "rate",
@@ -256,6 +256,8 @@ def _kinds() -> dict[str, str]:
     }
     words = {_key(_function(get_args(kind)[-1])): text for kind, text in named.items()}
     return words | {
+        "dvn.spec.tunnel._ike_id": "address or name",
+        "dvn.spec.tunnel._public_key": "WireGuard public key",
         "gateway.sections._mode": "file mode",
         "gateway.sections._state": "URL",
         "gateway.sections._mounts": "list of mounts",

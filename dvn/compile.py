@@ -26,6 +26,8 @@ from dvn.rates.compile import RATES
 from dvn.services.compile import SERVICES
 from dvn.spec import Site
 from dvn.tunnels.gretap import TUNNELS_PASS
+from dvn.tunnels.ipsec import IPSEC
+from dvn.tunnels.wireguard import WIREGUARD
 from dvn.vlans.bridges import BRIDGES
 from dvn.vlans.forwarding import FORWARDING
 from dvn.vlans.isolation import ISOLATION
@@ -38,6 +40,8 @@ PASSES: tuple[Pass, ...] = (
     UPLINKS,
     PORTS,
     ISOLATION,
+    WIREGUARD,
+    IPSEC,
     TUNNELS_PASS,
     ZONES,
     SNAT,

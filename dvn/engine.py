@@ -19,6 +19,7 @@ from dvn.kernel.steps import DelLink, NftChange, Plan, Step, Writes
 from dvn.spec import Site
 from dvn.status import Applied, Probe, TunnelStatus
 from dvn.tunnels import dynamic
+from dvn.tunnels.secrets import read_secrets
 from dvn.vlans import forwarding
 
 # Settings that we, or an operator, may have given to a link of ours.
@@ -166,6 +167,7 @@ class Engine:
     def _look(self, site: Site, keep_dynamic: bool) -> _Look:
         view = self._kernel.look(site.site)
         host = self._with_sysctls(view, forwarding.switches(site, view.host))
+        host = replace(host, secrets=read_secrets(site))
         compiled = compile_site(site, host, lenient=self._lenient)
         back = forwarding.switched_back(
             self._recalled(site.site, view.state), compiled.state, _keys(view.others), host.sysctls

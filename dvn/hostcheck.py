@@ -9,6 +9,7 @@ from dvn.forms import nearest
 from dvn.kernel.state import Host, HostLink, table_name
 from dvn.problems import Path_, Problem
 from dvn.spec import Site
+from dvn.tunnels.mtu import LEAST, whole_mtu
 
 _SHOWN = 12  # interfaces worth listing in a message
 # What the kernel itself may have put there (net.core.default_qdisc), and our own.
@@ -19,7 +20,13 @@ _DEFAULT_QUEUES = frozenset(
 
 def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]:
     """(what makes the whole site impossible, what makes one port or uplink impossible)."""
-    hard = [*_underlay(site, host), *_foreign_names(site, host), *_foreign_slots(site, host)]
+    hard = [
+        *_underlay(site, host),
+        *_secrets(site, host),
+        *_foreign_names(site, host),
+        *_foreign_slots(site, host),
+        *_too_narrow(site, host),
+    ]
     return hard, [*_attachments(site, host)]
 
 
@@ -38,14 +45,52 @@ def _underlay(site: Site, host: Host) -> Iterator[Problem]:
         return
     if site.underlay.interface not in host.links:
         yield _missing(site.underlay.interface, host, ("underlay", "interface"))
-    elif str(site.underlay.address) not in host.addresses:
-        yield Problem(
-            "",
-            0,
-            f"underlay address {site.underlay.address} is on no interface of this host",
-            f"give it to {site.underlay.interface}, or write the address that is there",
-            ("underlay", "address"),
+        return
+    for address in site.underlay.address:
+        if str(address) not in host.addresses:
+            yield Problem(
+                "",
+                0,
+                f"underlay address {address} is on no interface of this host",
+                f"give it to {site.underlay.interface}, or write the address that is there",
+                ("underlay", "address"),
+            )
+
+
+def _secrets(site: Site, host: Host) -> Iterator[Problem]:
+    """Files of secrets that are not there, or not as they must be."""
+    own = site.underlay.wireguard if site.underlay else None
+    if own:
+        yield from _secret(
+            host, own.private_key_file, ("underlay", "wireguard", "private_key_file")
         )
+    for tunnel in site.tunnels():
+        if tunnel.psk_file:
+            path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "psk_file")
+            yield from _secret(host, tunnel.psk_file, path)
+
+
+def _too_narrow(site: Site, host: Host) -> Iterator[Problem]:
+    """IPv6 breaks nothing up on the way, and no network can have less than 1280 bytes."""
+    for tunnel in site.tunnels():
+        outer6 = tunnel.remote is not None and tunnel.remote.version == 6
+        whole = whole_mtu(site, host, tunnel)
+        if outer6 and whole < LEAST and tunnel.transport in ("plain", "fou", "ipsec"):
+            yield Problem(
+                "",
+                0,
+                f"the IPv6 path of tunnel {tunnel.full_name} leaves {whole} bytes for the packets "
+                f"of its network, which needs {LEAST}",
+                "use `transport: wireguard`, which can break packets up, or an IPv4 remote",
+                ("tenants", tunnel.tenant, "tunnels", tunnel.name, "remote"),
+            )
+
+
+def _secret(host: Host, file: str, path: Path_) -> Iterator[Problem]:
+    secret = host.secrets.get(file)
+    if secret and secret.wrong:
+        what, _, fix = secret.wrong.partition("; ")
+        yield Problem("", 0, f"{file} {what}", fix, path)
 
 
 def _attachments(site: Site, host: Host) -> Iterator[Problem]:
@@ -104,8 +149,15 @@ def _devices(site: Site) -> Iterator[tuple[str, tuple[object, ...] | None, Path_
                 yield device, None, (*path, "ports", index, "rate")
     for tunnel in site.tunnels():
         path = ("tenants", tunnel.tenant, "tunnels", tunnel.name)
-        end = ("gretap", str(site.local_of(tunnel)), str(tunnel.remote), tunnel.key)
+        end: tuple[object, ...] | None = None
+        if tunnel.transport != "wireguard":  # its ends are in a device of ours
+            six = tunnel.remote is not None and tunnel.remote.version == 6
+            kind = f"ip6{tunnel.type}" if six else tunnel.type
+            end = (kind, str(site.local_of(tunnel)), str(tunnel.remote), tunnel.key)
         yield addresses.tunnel_name(tunnel.tenant, tunnel.name), end, path
+    if site.underlay and site.underlay.wireguard:
+        device = addresses.wireguard_name(site.underlay.wireguard.port)
+        yield device, None, ("underlay", "wireguard", "port")
 
 
 def _foreign_names(site: Site, host: Host) -> Iterator[Problem]:

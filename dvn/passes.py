@@ -25,18 +25,38 @@ class Context:
     site: Site
     host: Host
 
+    @property
+    def own_key(self) -> str:
+        """This host's WireGuard public key; "" without one."""
+        own = self.site.underlay.wireguard if self.site.underlay else None
+        secret = self.host.secrets.get(own.private_key_file) if own else None
+        return secret.public if secret else ""
+
 
 @dataclass(frozen=True)
 class NetworkOf:
-    """One network with its names."""
+    """One network with its names, and with those of its tunnels that the file declares."""
 
     tenant: str
     name: str
     network: Network
+    tunnels: tuple[Tunnel, ...] = ()
 
     @property
     def bridge(self) -> str:
         return addresses.bridge_name(self.tenant, self.name)
+
+
+def networks_of(site: Site) -> tuple[NetworkOf, ...]:
+    """All networks of a site."""
+    tunnels: dict[tuple[str, str], list[Tunnel]] = {}
+    for tunnel in site.tunnels():
+        if not tunnel.dynamic:
+            tunnels.setdefault((tunnel.tenant, tunnel.network), []).append(tunnel)
+    return tuple(
+        NetworkOf(tenant, name, network, tuple(tunnels.get((tenant, name), ())))
+        for tenant, name, network in site.networks()
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Pass:
 
     def parts(self, context: Context) -> Iterator[KernelState]:
         """All that the pass makes of a site; nothing of a site without networks."""
-        networks = tuple(NetworkOf(*row) for row in context.site.networks())
+        networks = networks_of(context.site)
         if self.frame and networks:
             yield self.frame(context)
         if self.network:

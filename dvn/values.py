@@ -113,14 +113,6 @@ def _unicast(address: Address) -> Address:
     return address
 
 
-def _ipv4(address: Address) -> IPv4Address:
-    if not isinstance(address, IPv4Address):
-        raise fault(
-            f"{address} is IPv6; the underlay is IPv4 in this version", "use an IPv4 address"
-        )
-    return address
-
-
 def _mac(value: Any) -> str:
     text = _text(value, "a MAC address").lower().replace("-", ":")
     if not _MAC.fullmatch(text):
@@ -175,13 +167,21 @@ def not_yet(what: str) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
+def _file(value: Any) -> str:
+    text = _text(value, "the path of a file")
+    if not text.startswith("/") or "\0" in text:
+        raise fault(f"{text!r} is not a full path", "write it from / on, like /etc/dvn/secret")
+    return text
+
+
 Name = Annotated[str, BeforeValidator(_name)]
 Interface = Annotated[str, BeforeValidator(_interface)]
 PrefixField = Annotated[IPv4Network | IPv6Network, BeforeValidator(_prefix)]
 AddressField = Annotated[
     IPv4Address | IPv6Address, AfterValidator(_unicast), BeforeValidator(_address)
 ]
-Ipv4Field = Annotated[IPv4Address, BeforeValidator(lambda v: _ipv4(_unicast(_address(v))))]
+SecretFile = Annotated[str, BeforeValidator(_file)]
+"""The path of a file with a secret in it: the site file itself holds none."""
 Mac = Annotated[str, BeforeValidator(_mac)]
 Service = Annotated[str, BeforeValidator(_service)]
 

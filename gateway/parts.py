@@ -119,8 +119,8 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         hosts=lrms.hosts,
         install=lrms.install,
     )
-    public = str(underlay.public or underlay.address)
-    bind = str(gateway.enrol.address or underlay.address)
+    public = str(underlay.outside(4))
+    bind = str(gateway.enrol.address or underlay.of(4))
     directory = gateway.state_directory
     secret = SiteSecret.load_or_create(directory)
     identity = TlsIdentity.load_or_create(directory, public, utc_now())

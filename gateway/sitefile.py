@@ -91,6 +91,12 @@ def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
             "add `underlay: {interface: ..., address: ...}`",
             "pools",
         )
+    elif site.underlay.of(4) is None:
+        yield _problem(
+            "there are pools, but the underlay has no IPv4 address for their tunnels",
+            "add one: `address: [IPV4, IPV6]`",
+            "pools",
+        )
     for name, pool in burst.pools.items():
         yield from _pool_conflicts(site, burst, name, pool)
     yield from _shared(burst)

@@ -16,7 +16,9 @@ from dvn.checks.networks import gateways, prefixes, underlay_in_prefix, vlans
 from dvn.checks.ports import ports
 from dvn.checks.rule import Declared
 from dvn.checks.services import dhcp_ranges
+from dvn.checks.transports import transports
 from dvn.checks.tunnels import tunnel_ends, tunnels
+from dvn.checks.underlay import underlay_families
 from dvn.problems import Problem
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = ["Declared", "conflicts"]
 
 RULES: tuple[Callable[[Site, Declared], Iterator[Problem]], ...] = (
     prefixes,
+    underlay_families,
     underlay_in_prefix,
     gateways,
     vlans,
@@ -34,6 +37,7 @@ RULES: tuple[Callable[[Site, Declared], Iterator[Problem]], ...] = (
     ports,
     tunnels,
     tunnel_ends,
+    transports,
     device_names,
     network_numbers,
     claims,

@@ -23,6 +23,9 @@ def device_names(site: Site, _: Declared) -> Iterator[Problem]:
         if network.rate:
             device = addresses.network_rate_name(tenant, name)
             yield from _claim(owners, device, f"{tenant}/{name}", path)
+    if site.underlay and site.underlay.wireguard:
+        device = addresses.wireguard_name(site.underlay.wireguard.port)
+        yield from _claim(owners, device, "underlay.wireguard", ("underlay", "wireguard"))
     for tunnel in site.tunnels():
         yield from _claim(
             owners,

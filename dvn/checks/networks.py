@@ -66,7 +66,7 @@ def prefixes(site: Site, _: Declared) -> Iterator[Problem]:
 def underlay_in_prefix(site: Site, _: Declared) -> Iterator[Problem]:
     if site.underlay is None:
         return
-    outer = [site.underlay.address, *([site.underlay.public] if site.underlay.public else [])]
+    outer = [*site.underlay.address, *site.underlay.public]
     for tenant, name, network in site.networks():
         for prefix in network.prefix:
             for address in outer:

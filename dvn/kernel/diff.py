@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dvn.kernel import nftdiff
-from dvn.kernel.state import Bridge, Gretap, Ifb, KernelState, Link, Vlan
+from dvn.kernel.state import Bridge, Gretap, Ifb, KernelState, Link, Vlan, WireguardLink
 from dvn.kernel.steps import (
     AddAddress,
     AddLink,
@@ -28,7 +28,8 @@ from dvn.kernel.steps import (
 )
 from dvn.kernel.things import Thing
 
-_KIND_ORDER = {"bridge": 0, "vlan": 1, "gretap": 2, "ifb": 0}
+# All others, the tunnels, after them.
+_KIND_ORDER = {"bridge": 0, "ifb": 0, "vlan": 1, "wireguard": 1}
 
 
 def diff(observed: KernelState, desired: KernelState) -> Plan:
@@ -66,11 +67,11 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
 
 
 def _creation_order(link: Link) -> tuple[int, str]:
-    return (_KIND_ORDER[link.params.kind], link.name)
+    return (_KIND_ORDER.get(link.params.kind, 2), link.name)
 
 
 def _removal_order(link: Link) -> tuple[int, str]:
-    return (-_KIND_ORDER[link.params.kind], link.name)
+    return (-_KIND_ORDER.get(link.params.kind, 2), link.name)
 
 
 def _in_the_way(observed: KernelState, desired: KernelState) -> dict[str, Link]:
@@ -89,8 +90,10 @@ def _in_the_way(observed: KernelState, desired: KernelState) -> dict[str, Link]:
 
 def _changeable(link: Link, wanted: Link) -> bool:
     match link.params, wanted.params:
-        case (Bridge(), Bridge()) | (Gretap(), Gretap()) | (Ifb(), Ifb()):
+        case (Bridge(), Bridge()) | (WireguardLink(), WireguardLink()) | (Ifb(), Ifb()):
             return True
+        case Gretap() as have, Gretap() as want:
+            return have.kind == want.kind
         case Vlan() as have, Vlan() as want:
             return have == want
         case _:

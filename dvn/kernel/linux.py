@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dvn.kernel import fou, rtnl
 from dvn.kernel import netlink as nl
-from dvn.kernel import rtnl
 from dvn.kernel.batch import Batch, words
 from dvn.kernel.driver import KernelError, LinkCounters, StepError
+from dvn.kernel.ipsec import IpsecDriver
 from dvn.kernel.nft import Nft
 from dvn.kernel.nftcommands import AddTable, DelTable, FlushChain, LoadTable
 from dvn.kernel.rtnl import RawAddress, RawLink
@@ -50,6 +51,7 @@ from dvn.kernel.steps import (
     Writes,
 )
 from dvn.kernel.things import GroupDriver, IndexOf, PackedDriver, Sight, Thing, ThingDriver
+from dvn.kernel.wireguard import WireguardDriver
 from dvn.rates.driver import RatesDriver
 from dvn.services.driver import ServicesDriver
 
@@ -61,7 +63,7 @@ _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 
 PACKED: tuple[PackedDriver, ...] = (RatesDriver(),)
 GROUPED: tuple[GroupDriver, ...] = (ServicesDriver(),)
-DRIVERS: tuple[ThingDriver, ...] = ()
+DRIVERS: tuple[ThingDriver, ...] = (WireguardDriver(), fou.FouDriver(), IpsecDriver())
 
 
 class LinuxKernel:
@@ -164,6 +166,7 @@ class LinuxKernel:
             indexes={link.name: link.index for link in links},
             own=frozenset(link.name for link in links if link.index in own),
             queues={link.name: link.queue for link in links},
+            links=links,
         )
         try:
             drivers = (*PACKED, *GROUPED, *DRIVERS)
@@ -301,6 +304,9 @@ class LinuxKernel:
     def _requests(self, step: Step, index_of: IndexOf) -> list[nl.Request] | None:
         """The route netlink messages of a step; None if it is done by other means."""
         match step:
+            case AddLink(link) | SetLink(link, _) if _in_udp(link):
+                fou.load(six=link.params.kind.startswith("ip6"))
+        match step:
             case AddLink(link):
                 return rtnl.create(link, index_of)
             case SetLink(link, changes):
@@ -353,6 +359,10 @@ def _change(steps: Sequence[PutThing | DelThing]) -> Writes:
         except OSError as error:
             raise StepError(words(error), mine[0]) from error
     return Writes(netlink=writes)
+
+
+def _in_udp(link: Link) -> bool:
+    return isinstance(link.params, Gretap) and link.params.fou is not None
 
 
 def _packed(thing: Thing) -> PackedDriver | None:

@@ -130,11 +130,11 @@ class Request:
 
 
 class Socket:
-    """A route netlink socket in the network namespace of the thread that makes it."""
+    """A netlink socket in the network namespace of the thread that makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
@@ -196,6 +196,19 @@ class Socket:
                     if refused:
                         raise refused
                     return
+
+    def ask(self, kind: int, body: bytes, what: str) -> bytes:
+        """The one message that answers a question. Raises NetlinkError."""
+        self._sequence += 1
+        header = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, self._sequence, 0)
+        self._socket.send(header + body)
+        while True:
+            for got, flags, sequence, payload in messages(self._receive()):
+                if sequence != self._sequence:
+                    continue
+                if got == NLMSG_ERROR:
+                    raise _error(payload, flags, what) or NetlinkError(errno.EPROTO, what)
+                return payload
 
     def dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
         """All objects of a kind. Read again if they changed meanwhile (NLM_F_DUMP_INTR)."""

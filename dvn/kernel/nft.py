@@ -169,10 +169,16 @@ def _set(body: dict[str, Any]) -> NftSet:
         name=body["name"],
         type=(kinds,) if isinstance(kinds, str) else tuple(kinds),
         elements=elements,
-        data=data if isinstance(data, str) else " . ".join(data),
+        data=_data(data),
         interval="interval" in body.get("flags", ()),
         comment=body.get("comment", ""),
     )
+
+
+def _data(kind: Any) -> str:
+    if isinstance(kind, dict):  # likewise
+        return _type_of(kind["typeof"])
+    return kind if isinstance(kind, str) else " . ".join(kind)
 
 
 def _type_of(expression: Any) -> str:

@@ -57,7 +57,7 @@ class AddSet:
     def text(self) -> str:
         typeof = self.set.typeof
         words = [f"typeof {typeof}" if typeof else f"type {' . '.join(self.set.type)}"]
-        if self.set.data:
+        if self.set.data and ":" not in typeof:
             words.append(f": {self.set.data}")
         words.append(";")
         if self.set.interval:

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 
 from dvn.kernel import netlink as nl
 from dvn.kernel.netlink import Request, attribute, be16, be32, nested, text, u8, u16, u32
-from dvn.kernel.state import ADDRESS_PROTOCOL, LINK_GROUP, Bridge, Gretap, Ifb, Link, Params, Vlan
+from dvn.kernel.state import (
+    ADDRESS_PROTOCOL,
+    LINK_GROUP,
+    Bridge,
+    Fou,
+    GreKind,
+    Gretap,
+    Ifb,
+    Link,
+    Params,
+    Vlan,
+    WireguardLink,
+)
 from dvn.kernel.steps import Change
 from dvn.kernel.things import IndexOf
 
@@ -32,10 +44,16 @@ IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 IFLA_VLAN_ID, IFLA_VLAN_PROTOCOL = 1, 5
 ETH_P_8021Q = 0x8100
 
+IFLA_GRE_LINK = 1
 IFLA_GRE_IFLAGS, IFLA_GRE_OFLAGS, IFLA_GRE_IKEY, IFLA_GRE_OKEY = 2, 3, 4, 5
 IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_TTL, IFLA_GRE_PMTUDISC = 6, 7, 8, 10
-IFLA_GRE_IGNORE_DF = 19
+IFLA_GRE_FLAGS, IFLA_GRE_IGNORE_DF = 13, 19
+IFLA_GRE_ENCAP_TYPE, IFLA_GRE_ENCAP_FLAGS = 14, 15
+IFLA_GRE_ENCAP_SPORT, IFLA_GRE_ENCAP_DPORT = 16, 17
 GRE_KEY = 0x2000
+IP6_TNL_F_IGN_ENCAP_LIMIT = 1  # else the kernel adds 8 bytes of RFC 2473 to each packet
+TUNNEL_ENCAP_NONE, TUNNEL_ENCAP_FOU = 0, 1
+TUNNEL_ENCAP_FLAG_CSUM6 = 2  # UDP over IPv6 needs its checksum (RFC 8200, 8.1)
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS, IFA_PROTO = 1, 2, 4, 8, 11
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
@@ -117,20 +135,38 @@ def params_of(link: RawLink, name_of: Callable[[int], str]) -> Params | None:
             return Vlan(
                 name_of(link.parent), int.from_bytes(data.get(IFLA_VLAN_ID, b""), sys.byteorder)
             )
-        case "gretap":
-            keyed = int.from_bytes(data.get(IFLA_GRE_IFLAGS, b""), "big") & GRE_KEY
-            return Gretap(
-                local=_ipv4(data.get(IFLA_GRE_LOCAL)),
-                remote=_ipv4(data.get(IFLA_GRE_REMOTE)),
-                key=int.from_bytes(data.get(IFLA_GRE_IKEY, b""), "big") if keyed else 0,
-                ttl=_u8(data.get(IFLA_GRE_TTL)),
-                pmtudisc=bool(_u8(data.get(IFLA_GRE_PMTUDISC))),
-                ignore_df=bool(_u8(data.get(IFLA_GRE_IGNORE_DF))),
-            )
+        case "gretap" | "ip6gretap" | "gre" | "ip6gre":
+            return _gre_of(link.kind, data, name_of)
         case "ifb":
             return Ifb()
+        case "wireguard":
+            return WireguardLink()
         case _:
             return None
+
+
+def _gre_of(kind: GreKind, data: nl.Attributes, name_of: Callable[[int], str]) -> Gretap:
+    six = kind.startswith("ip6")
+    keyed = int.from_bytes(data.get(IFLA_GRE_IFLAGS, b""), "big") & GRE_KEY
+    through = _u32(data.get(IFLA_GRE_LINK))
+    fou = int.from_bytes(data.get(IFLA_GRE_ENCAP_TYPE, b""), sys.byteorder) == TUNNEL_ENCAP_FOU
+    return Gretap(
+        local=_ip(data.get(IFLA_GRE_LOCAL), six),
+        remote=_ip(data.get(IFLA_GRE_REMOTE), six),
+        key=int.from_bytes(data.get(IFLA_GRE_IKEY, b""), "big") if keyed else 0,
+        ttl=_u8(data.get(IFLA_GRE_TTL)),
+        pmtudisc=not six and bool(_u8(data.get(IFLA_GRE_PMTUDISC))),
+        ignore_df=six or bool(_u8(data.get(IFLA_GRE_IGNORE_DF))),
+        fou=Fou(_port(data, IFLA_GRE_ENCAP_SPORT), _port(data, IFLA_GRE_ENCAP_DPORT))
+        if fou
+        else None,
+        through=name_of(through) if through else None,
+        kind=kind,
+    )
+
+
+def _port(data: nl.Attributes, kind: int) -> int:
+    return int.from_bytes(data.get(kind, b""), "big")
 
 
 def create(link: Link, index_of: IndexOf) -> list[Request]:
@@ -147,7 +183,7 @@ def create(link: Link, index_of: IndexOf) -> list[Request]:
         body.append(u32(IFLA_MASTER, index_of(link.master)))
     if isinstance(link.params, Vlan):
         body.append(u32(IFLA_LINK, index_of(link.params.parent)))
-    body.append(_info(link.params))
+    body.append(_info(link.params, index_of))
     what = f"create {link.params.kind} {link.name}"
     requests = [
         Request(RTM_NEWLINK, nl.NLM_F_CREATE | nl.NLM_F_EXCL, b"".join(body), what),
@@ -172,7 +208,8 @@ def change(link: Link, changes: tuple[Change, ...], index_of: IndexOf) -> list[R
             case "alias":
                 body = text(IFLA_IFALIAS, link.alias) + u32(IFLA_GROUP, LINK_GROUP)
             case "params":
-                body = _info(link.params)
+                # Without an MTU the kernel works one out anew for a tunnel that is changed.
+                body = _info(link.params, index_of) + u32(IFLA_MTU, link.mtu)
             case "mtu":
                 body = u32(IFLA_MTU, link.mtu)
             case "master":
@@ -213,8 +250,11 @@ def _addr_gen(link_local: bool) -> bytes:
     return nested(IFLA_AF_SPEC, nested(socket.AF_INET6, u8(IFLA_INET6_ADDR_GEN_MODE, mode)))
 
 
-def _info(params: Params) -> bytes:
+def _info(params: Params, index_of: IndexOf) -> bytes:
+    kind = attribute(IFLA_INFO_KIND, params.kind.encode())
     match params:
+        case WireguardLink() | Ifb():
+            return nested(IFLA_LINKINFO, kind)
         case Bridge():
             data = [
                 u32(IFLA_BR_FORWARD_DELAY, 0),
@@ -224,22 +264,39 @@ def _info(params: Params) -> bytes:
         case Vlan(_parent, id_):
             data = [u16(IFLA_VLAN_ID, id_), be16(IFLA_VLAN_PROTOCOL, ETH_P_8021Q)]
         case Gretap():
-            # The kernel resets what is not named: a change carries all of it.
-            data = [
-                be16(IFLA_GRE_IFLAGS, GRE_KEY),
-                be16(IFLA_GRE_OFLAGS, GRE_KEY),
-                be32(IFLA_GRE_IKEY, params.key),
-                be32(IFLA_GRE_OKEY, params.key),
-                attribute(IFLA_GRE_LOCAL, socket.inet_aton(params.local)),
-                attribute(IFLA_GRE_REMOTE, socket.inet_aton(params.remote)),
-                u8(IFLA_GRE_TTL, params.ttl),
-                u8(IFLA_GRE_PMTUDISC, int(params.pmtudisc)),
-                u8(IFLA_GRE_IGNORE_DF, int(params.ignore_df)),
-            ]
-        case Ifb():
-            data = []
-    kind = attribute(IFLA_INFO_KIND, params.kind.encode())
+            data = _gre(params, index_of(params.through) if params.through else 0)
     return nested(IFLA_LINKINFO, kind, nested(IFLA_INFO_DATA, *data))
+
+
+def _gre(params: Gretap, through: int) -> list[bytes]:
+    """The kernel resets what is not named: a change carries all of it."""
+    six = params.kind.startswith("ip6")
+    data = [
+        u32(IFLA_GRE_LINK, through),
+        be16(IFLA_GRE_IFLAGS, GRE_KEY),
+        be16(IFLA_GRE_OFLAGS, GRE_KEY),
+        be32(IFLA_GRE_IKEY, params.key),
+        be32(IFLA_GRE_OKEY, params.key),
+        attribute(IFLA_GRE_LOCAL, ipaddress.ip_address(params.local).packed),
+        attribute(IFLA_GRE_REMOTE, ipaddress.ip_address(params.remote).packed),
+        u8(IFLA_GRE_TTL, params.ttl),
+    ]
+    if six:
+        data.append(u32(IFLA_GRE_FLAGS, IP6_TNL_F_IGN_ENCAP_LIMIT))
+    else:
+        data += [
+            u8(IFLA_GRE_PMTUDISC, int(params.pmtudisc)),
+            u8(IFLA_GRE_IGNORE_DF, int(params.ignore_df)),
+        ]
+    if params.fou:
+        return [
+            *data,
+            u16(IFLA_GRE_ENCAP_TYPE, TUNNEL_ENCAP_FOU),
+            u16(IFLA_GRE_ENCAP_FLAGS, TUNNEL_ENCAP_FLAG_CSUM6 if six else 0),
+            be16(IFLA_GRE_ENCAP_SPORT, params.fou.sport),
+            be16(IFLA_GRE_ENCAP_DPORT, params.fou.dport),
+        ]
+    return [*data, u16(IFLA_GRE_ENCAP_TYPE, TUNNEL_ENCAP_NONE)]
 
 
 def dump_addresses(sock: nl.Socket) -> list[RawAddress]:
@@ -303,5 +360,7 @@ def _u32(raw: bytes | None) -> int:
     return int.from_bytes(raw[:4], sys.byteorder) if raw else 0
 
 
-def _ipv4(raw: bytes | None) -> str:
-    return socket.inet_ntoa(raw) if raw else "0.0.0.0"
+def _ip(raw: bytes | None, six: bool) -> str:
+    if not raw:
+        return "::" if six else "0.0.0.0"
+    return str(ipaddress.ip_address(raw))

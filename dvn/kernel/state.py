@@ -55,9 +55,24 @@ class Vlan:
 
 
 @dataclass(frozen=True)
+class Fou:
+    """Foo over UDP around the GRE packet (linux/if_tunnel.h, TUNNEL_ENCAP_FOU): its UDP ports."""
+
+    sport: int
+    dport: int
+
+
+GreKind: TypeAlias = Literal["gretap", "ip6gretap", "gre", "ip6gre"]
+
+
+@dataclass(frozen=True)
 class Gretap:
-    """Ethernet in GRE with a key, between fixed ends. `ttl` of the outer header; `pmtudisc` false
-    and `ignore_df` true let the outer packet be fragmented (tunnels/gretap.py says why)."""
+    """Ethernet (gretap, ip6gretap) or IP (gre, ip6gre) in GRE with a key, between fixed ends.
+
+    `ttl` of the outer header; `pmtudisc` false and `ignore_df` true let the outer IPv4 packet be
+    fragmented (tunnels/gretap.py says why; IPv6 has neither). `through`: the device its packets
+    leave by, such as a WireGuard one.
+    """
 
     local: str
     remote: str
@@ -65,10 +80,13 @@ class Gretap:
     ttl: int = 64
     pmtudisc: bool = False
     ignore_df: bool = True
-    kind: Literal["gretap"] = "gretap"
+    fou: Fou | None = None
+    through: str | None = None
+    kind: GreKind = "gretap"
 
     def slot(self) -> tuple[object, ...] | None:
-        return ("gretap", self.local, self.remote, self.key)
+        through = (self.through,) if self.through else ()
+        return (self.kind, self.local, self.remote, self.key, *through)
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,17 @@ class Ifb:
         return None
 
 
-Params: TypeAlias = Bridge | Vlan | Gretap | Ifb
+@dataclass(frozen=True)
+class WireguardLink:
+    """A WireGuard device; its keys and peers are a thing of their own (kernel/wireguard.py)."""
+
+    kind: Literal["wireguard"] = "wireguard"
+
+    def slot(self) -> tuple[object, ...] | None:
+        return None
+
+
+Params: TypeAlias = Bridge | Vlan | Gretap | Ifb | WireguardLink
 
 
 @dataclass(frozen=True)
@@ -158,7 +186,8 @@ Element: TypeAlias = tuple[str, ...]
 class NftSet:
     """A set, or a map if `data` names a type. An element is its key's parts, then the value.
 
-    `typeof`: the key in nft's words, where `type` cannot say how long its integers are.
+    `typeof`: the key (of a map, `KEY : VALUE`) in nft's words, where `type` cannot say how long its
+    integers are.
     """
 
     name: str
@@ -280,6 +309,16 @@ class HostLink:
 
 
 @dataclass(frozen=True)
+class Secret:
+    """What may be known of a secret in a file: a digest, the public half of a private key, and
+    what is wrong with the file ("" if nothing is)."""
+
+    digest: str = ""
+    public: str = ""
+    wrong: str = ""
+
+
+@dataclass(frozen=True)
 class Host:
     """Facts about the host that compile depends on: its links, and addresses that are not ours."""
 
@@ -289,6 +328,9 @@ class Host:
     sysctls: Mapping[str, str] = field(default_factory=dict)  # of others' interfaces we may switch
     switched: frozenset[str] = frozenset()  # those that a site of ours switched, by key
     bridge_meta: bool = False  # whether nft can tell which bridge a frame is in
+    secrets: Mapping[str, Secret] = field(default_factory=dict)  # by the path of their file
+    paths: Mapping[str, int] = field(default_factory=dict)  # measured path MTU, by tenant/tunnel
+    chosen: Mapping[str, str] = field(default_factory=dict)  # transport of auto tunnels, likewise
 
 
 @dataclass(frozen=True)

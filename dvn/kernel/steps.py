@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from dvn.kernel.nftcommands import NftCommand
-from dvn.kernel.state import Bridge, Gretap, Ifb, Link, Vlan
+from dvn.kernel.state import Bridge, Gretap, Ifb, Link, Vlan, WireguardLink
 from dvn.kernel.things import Thing
 
 
@@ -19,10 +19,12 @@ def _params(link: Link) -> str:
             return "bridge"
         case Vlan(parent, id_):
             return f"vlan {id_} on {parent}"
-        case Gretap(local, remote, key):
-            return f"gretap {local} -> {remote} key {key}"
-        case Ifb():
-            return "ifb"
+        case Gretap(local, remote, key) as gre:
+            fou = f" in UDP {gre.fou.sport} -> {gre.fou.dport}" if gre.fou else ""
+            through = f" through {gre.through}" if gre.through else ""
+            return f"{gre.kind} {local} -> {remote} key {key}{fou}{through}"
+        case Ifb() | WireguardLink():
+            return link.params.kind
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dvn.kernel.netlink import Request, Socket
+
+if TYPE_CHECKING:
+    from dvn.kernel.rtnl import RawLink
 
 IndexOf: TypeAlias = Callable[[str], int]
 
@@ -41,13 +44,15 @@ class Thing(Protocol):
 
 @dataclass(frozen=True)
 class Sight:
-    """What a driver may need to recognise ours: links by index, those of the site, its name."""
+    """What a driver may need to recognise ours: links by index, those of the site, its name; and
+    all links as they were read."""
 
     site: str
     names: Mapping[int, str]
     indexes: Mapping[str, int]
     own: frozenset[str]
     queues: Mapping[str, str]  # kind of each link's root queue
+    links: Sequence[RawLink] = ()
 
 
 class _Driver(Protocol):

@@ -7,9 +7,11 @@ one value at a time (dvn/checks).
 from dvn.spec.network import Nat, Network, Port, Vlan
 from dvn.spec.reading import parse_site, site_from_json
 from dvn.spec.site import Site, Tenant, check_site
-from dvn.spec.tunnel import NotInFiles, Tunnel, TunnelSpec, Underlay
+from dvn.spec.tunnel import NotInFiles, Transport, Tunnel, TunnelSpec
+from dvn.spec.underlay import Underlay, WireguardIdentity
 
 __all__ = [
-    "Nat", "Network", "NotInFiles", "Port", "Site", "Tenant", "Tunnel", "TunnelSpec", "Underlay",
-    "Vlan", "check_site", "parse_site", "site_from_json",
+    "Nat", "Network", "NotInFiles", "Port", "Site", "Tenant", "Transport", "Tunnel",
+    "TunnelSpec", "Underlay", "Vlan", "WireguardIdentity",
+    "check_site", "parse_site", "site_from_json",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -12,7 +11,8 @@ from dvn import checks
 from dvn.forms import Model
 from dvn.problems import Path_, Problem, SpecError
 from dvn.spec.network import Network
-from dvn.spec.tunnel import Tunnel, TunnelSpec, Underlay
+from dvn.spec.tunnel import Tunnel, TunnelSpec
+from dvn.spec.underlay import Underlay
 from dvn.values import Address, Name, PrefixField, one_or_more
 
 
@@ -41,18 +41,7 @@ class Site(Model):
 
     def tunnels(self) -> tuple[Tunnel, ...]:
         return tuple(
-            Tunnel(
-                tenant=tenant_name,
-                name=name,
-                network=tunnel.network,
-                remote=tunnel.remote,
-                key=tunnel.key,
-                local=tunnel.local,
-                transport=tunnel.transport,
-                addresses=tunnel.addresses,
-                macs=tunnel.macs,
-                dynamic=tunnel.dynamic,
-            )
+            Tunnel.of(tenant_name, name, tunnel)
             for tenant_name, tenant in sorted(self.tenants.items())
             for name, tunnel in sorted(tenant.tunnels.items())
         )
@@ -67,9 +56,11 @@ class Site(Model):
         """KeyError if there is none."""
         return self.tenants[tenant].networks[name]
 
-    def local_of(self, tunnel: Tunnel) -> IPv4Address | None:
-        """The outer source of a tunnel: its own, else the underlay's address on this host."""
-        return tunnel.local or (self.underlay.address if self.underlay else None)
+    def local_of(self, tunnel: Tunnel) -> Address | None:
+        """The outer source of a tunnel: its own, else the underlay's address of the family."""
+        if tunnel.local or not self.underlay or not tunnel.remote:
+            return tunnel.local
+        return self.underlay.of(tunnel.remote.version)
 
     def with_reserved(self, taken: Mapping[tuple[str, str], Iterable[Address]]) -> Site:
         """This site, whose DHCP leaves out the addresses that others give, such as to borrowed

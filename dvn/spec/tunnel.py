@@ -1,41 +1,49 @@
-"""Tunnels: where they leave this host, where they end, and what carries them."""
+"""Tunnels: where they end, what they carry, and what carries them."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model, fault
-from dvn.values import (
-    AddressField,
-    Interface,
-    Ipv4Field,
-    Mac,
-    Name,
-    in_range,
-    not_yet,
-    one_or_more,
-)
+from dvn.spec.underlay import UdpPort
+from dvn.values import AddressField, Mac, Name, PrefixField, SecretFile, in_range, one_or_more
 
-LATER_TRANSPORTS = ("fou", "wireguard", "ipsec", "auto")
+Transport: TypeAlias = Literal["plain", "fou", "wireguard", "ipsec", "auto"]
+Carried: TypeAlias = Literal["plain", "fou", "wireguard", "ipsec"]
+"""What `auto` ends up as."""
+TunnelType: TypeAlias = Literal["gretap", "gre"]
+TunnelKey = Annotated[int, AfterValidator(in_range("tunnel key", 1, 2**32 - 1))]
 
 
-def _transport(value: Any) -> Any:
-    if value in LATER_TRANSPORTS:
-        raise fault(
-            f"transport {value} is not in this version",
-            "write `transport: plain` if the path may carry unencrypted packets",
-        )
-    if value != "plain":
-        raise fault(f"transport {value!r} is not known", "write `transport: plain`")
+def _public_key(value: Any) -> str:
+    example = "write what `wg pubkey` shows on the other host, 44 characters"
+    if not isinstance(value, str):
+        raise fault("a WireGuard public key is text", example)
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or len(value) != 44:
+        raise fault(f"{value!r} is not a WireGuard public key", example)
     return value
 
 
-Transport = Annotated[Literal["plain"], BeforeValidator(_transport)]
-TunnelKey = Annotated[int, AfterValidator(in_range("tunnel key", 1, 2**32 - 1))]
-NotYet = Any
+def _ike_id(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9.@_:-]{1,100}", value):
+        raise fault(
+            f"{value!r} is no name in IKE", "write an address or a name, such as gw.example.org"
+        )
+    return value
+
+
+IkeId = Annotated[str, BeforeValidator(_ike_id)]
+PublicKey = Annotated[str, BeforeValidator(_public_key)]
 
 
 @dataclass(frozen=True)
@@ -43,36 +51,42 @@ class NotInFiles:
     """Marks a field that programs set and site files may not."""
 
 
-class Underlay(Model):
-    """Where tunnels leave this host. The MTU is at most 1500 unless given: more does not get
-    through the internet."""
-
-    interface: Interface = Field(examples=["eth0"])
-    """Through which tunnels leave this host."""
-    address: Ipv4Field = Field(examples=["198.51.100.1"])
-    """This host's address on that interface: the outer source of its tunnels."""
-    public: Ipv4Field | None = None
-    """What others must write to reach `address`, where a 1:1 NAT stands before this host."""
-    mtu: Annotated[int, AfterValidator(in_range("underlay MTU", 1280, 65535))] | None = None
-    """Bytes an IP packet may have on the whole path; the interface's own MTU, at most 1500, unless
-    given."""
-
-
 class TunnelSpec(Model):
     """A tunnel in the file: where it ends, and which key tells it from others (RFC 2890)."""
 
     network: Name = Field(examples=["farm"])
     """The tenant's network that the tunnel extends."""
-    remote: Ipv4Field = Field(examples=["203.0.113.7"])
-    """The other end's address, as it is seen from here."""
+    type: TunnelType = "gretap"
+    """`gretap`: the far end is part of the same segment. `gre`: it has prefixes of its own, which
+    are routed."""
+    remote: AddressField | None = Field(default=None, examples=["203.0.113.7"])
+    """The other end's address, as it is seen from here, IPv4 or IPv6. May be left out only with
+    WireGuard, for an end that moves about or hides behind a NAT: it is known by its key."""
     key: TunnelKey = Field(examples=[4711])
     """Both ends' GRE key. It tells tunnels apart; it is no secret."""
-    local: Ipv4Field | None = None
+    local: AddressField | None = None
     """This end's address; the underlay's unless given."""
     # Without a default: what crosses the internet unencrypted does so because somebody wrote it.
-    transport: Transport = Field(examples=["plain"])
-    """`plain`: not encrypted. To be written out, so that nobody gets it by accident."""
-    peer_key: Annotated[NotYet, not_yet("an encrypted transport (peer_key)")] = None
+    transport: Transport = Field(examples=["wireguard"])
+    """`wireguard`, `ipsec`: encrypted. `plain`, `fou` (in UDP): not encrypted; to be written out,
+    so that nobody gets it by accident. `auto`: the best of `allow` that the path lets through."""
+    allow: Annotated[tuple[Carried, ...], BeforeValidator(one_or_more)] = ()
+    """What `transport: auto` may choose; unless given, only what is encrypted and has its key
+    here."""
+    port: UdpPort | None = None
+    """The other end's UDP port, with `wireguard` and `fou`; the same as here unless given."""
+    peer_key: PublicKey | None = None
+    """The other end's WireGuard public key."""
+    psk_file: SecretFile | None = None
+    """A file with a secret that both ends share: what `ipsec` proves itself with; with `wireguard`
+    a second lock (`wg genpsk`)."""
+    local_id: IkeId | None = None
+    """With `ipsec`: what this host calls itself; its address outside unless given. To be given
+    behind a NAT that others see with another address."""
+    peer_id: IkeId | None = None
+    """With `ipsec`: what the other end calls itself; `remote` unless given."""
+    prefixes: Annotated[tuple[PrefixField, ...], BeforeValidator(one_or_more)] = ()
+    """With `type: gre`: what is routed to the far end, and may come from there."""
     addresses: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
     """The only inner source addresses of their family let in, and from no other port or tunnel;
     any of the network's prefix that is nobody else's unless given."""
@@ -82,28 +96,23 @@ class TunnelSpec(Model):
     """Whether a lease brought it; its stamp in the kernel says so too."""
 
 
-class Tunnel(Model):
+class Tunnel(TunnelSpec):
     """A tunnel with its full name; leases bring these at run time."""
 
     tenant: Name
     name: Name
-    network: Name
-    remote: Ipv4Field
-    key: TunnelKey
-    local: Ipv4Field | None = None
     transport: Transport = "plain"
-    addresses: tuple[AddressField, ...] = ()
-    macs: tuple[Mac, ...] = ()
-    dynamic: bool = False
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.tenant}/{self.name}"
 
     def spec(self) -> TunnelSpec:
-        return TunnelSpec(
-            network=self.network,
-            remote=self.remote,
-            key=self.key,
-            local=self.local,
-            transport=self.transport,
-            addresses=self.addresses,
-            macs=self.macs,
-            dynamic=self.dynamic,
+        return TunnelSpec.model_construct(
+            **{name: getattr(self, name) for name in TunnelSpec.model_fields}
         )
+
+    @staticmethod
+    def of(tenant: str, name: str, spec: TunnelSpec) -> Tunnel:
+        values = {field: getattr(spec, field) for field in TunnelSpec.model_fields}
+        return Tunnel.model_construct(tenant=tenant, name=name, **values)

@@ -10,10 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from dvn.kernel.state import Element, KernelState, Link, NftTable
+from dvn.tunnels.mtu import tcp_mss
 from dvn.vlans.claims import claims_of
 
 FIXED, DYNAMIC = "tunnel", "lease"  # kinds in a stamp: dvn:SITE:KIND:TENANT/NAME
 TUNNELS = "tunnels"  # the set of tunnel devices in the bridge table
+MSS = {4: "mss4", 6: "mss6"}  # the maps of the TCP segment each carries, by IP version
 
 
 def keep_dynamic(observed: KernelState, desired: KernelState) -> KernelState:
@@ -25,7 +27,7 @@ def keep_dynamic(observed: KernelState, desired: KernelState) -> KernelState:
         return desired  # without an underlay there are no tunnels
     slots = {link.params.slot() for link in desired.links}
     kept = tuple(
-        _fitted(link, desired)
+        _fitted(link)
         for link in observed.links
         if is_dynamic(link)
         and link.name not in desired.by_name
@@ -36,6 +38,10 @@ def keep_dynamic(observed: KernelState, desired: KernelState) -> KernelState:
     more: dict[str, Collection[Element]] = {
         **claims_of((t for t in observed.tables if t.family == "bridge"), names),
         TUNNELS: {(name,) for name in names},
+        **{
+            name: {(link.name, str(tcp_mss(link.mtu, version))) for link in kept}
+            for version, name in MSS.items()
+        },
     }
     tables = tuple(
         _with_elements(table, more) if table.family == "bridge" else table
@@ -48,10 +54,10 @@ def is_dynamic(link: Link) -> bool:
     return link.alias.split(":")[2:3] == [DYNAMIC]
 
 
-def _fitted(link: Link, desired: KernelState) -> Link:
-    """As it is, but up and with its network's MTU; one that lost its bridge is for the daemon."""
-    bridge = desired.by_name.get(link.master or "")
-    return replace(link, up=True, mac=None, mtu=bridge.mtu if bridge else link.mtu)
+def _fitted(link: Link) -> Link:
+    """As it is, but up; one that lost its bridge is for the daemon, and so is its MTU, which fits
+    the path and not the network."""
+    return replace(link, up=True, mac=None)
 
 
 def _with_elements(table: NftTable, more: Mapping[str, Collection[Element]]) -> NftTable:

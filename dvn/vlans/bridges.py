@@ -22,7 +22,7 @@ def _bridge(context: Context, owned: NetworkOf) -> KernelState:
         name=bridge,
         alias=alias(site.site, "network", tenant, name),
         params=Bridge(),
-        mtu=network_mtu(site, context.host),
+        mtu=network_mtu(site, context.host, owned.tunnels),
         mac=mac,
     )
     found = [Address(bridge, str(gateway)) for gateway in network.gateways()]

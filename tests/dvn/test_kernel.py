@@ -316,16 +316,16 @@ def test_probe(applied: Place) -> None:
 
 
 def test_a_lease_comes_and_goes(applied: Place) -> None:
-    """Its tunnel is three steps, and nothing else is touched."""
+    """Its tunnel is a few steps, and nothing else is touched."""
     lease = Tunnel.model_validate(
         {"tenant": "cms", "name": "lease-7", "network": "farm", "remote": "203.0.113.8", "key": 9}
     )
     index = applied.gw("cat /sys/class/net/b-cms-farm/ifindex")
     came = applied.apply(applied.site.with_tunnels([lease]))
-    assert len(came.steps) == 5
-    assert came.nft_writes == 3  # its elements of three sets
+    assert len(came.steps) == 7
+    assert came.nft_writes == 5  # its elements of three sets and two maps
     went = applied.apply()
-    assert len(went.steps) == 4
+    assert len(went.steps) == 6
     assert applied.gw("cat /sys/class/net/b-cms-farm/ifindex") == index
 
 

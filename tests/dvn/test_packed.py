@@ -13,7 +13,17 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
-from dvn.kernel.state import ADDRESS_PROTOCOL, LINK_GROUP, Bridge, Gretap, Link, Params, Vlan
+from dvn.kernel.state import (
+    ADDRESS_PROTOCOL,
+    LINK_GROUP,
+    Bridge,
+    Fou,
+    Gretap,
+    Link,
+    Params,
+    Vlan,
+    WireguardLink,
+)
 
 INDEXES = {"b-cms-farm": 7, "lan0": 3}
 
@@ -85,8 +95,20 @@ def test_address_as_pyroute2_reads_it(address: str) -> None:
 
 @given(
     st.sampled_from([Bridge(), Vlan("lan0", 1), Vlan("lan0", 4094)])
+    | st.just(WireguardLink())
     | st.builds(
         Gretap,
+        local=st.ip_addresses(v=6).map(str),
+        remote=st.ip_addresses(v=6).map(str),
+        key=st.integers(1, 2**32 - 1),
+        fou=st.none() | st.builds(Fou, st.integers(1, 65535), st.integers(1, 65535)),
+        kind=st.sampled_from(["ip6gretap", "ip6gre"]),
+    )
+    | st.builds(
+        Gretap,
+        fou=st.none() | st.builds(Fou, st.integers(1, 65535), st.integers(1, 65535)),
+        through=st.none() | st.just("lan0"),
+        kind=st.sampled_from(["gretap", "gre"]),
         local=st.ip_addresses(v=4).map(str),
         remote=st.ip_addresses(v=4).map(str),
         key=st.integers(1, 2**32 - 1),
