@@ -322,7 +322,7 @@ class _Run:
                 return (META_TYPES.get(key, "integer"),)
             case Ct(key):
                 return (CT_TYPES.get(key, "integer"),)
-            case TcpOption(_, "") | Extension(_, ""):
+            case TcpOption(_, "") | Extension(_, "") | Route("ipsec"):
                 return ("boolean",)
             case Extension(header, name):
                 return (EXTENSIONS[header][name].type,)
@@ -359,6 +359,8 @@ class _Run:
             case Route("mtu"):
                 version = 4 if self._subject.family == "ip" else 6
                 return (self._world.mss(self._subject.oif, version),)
+            case Route("ipsec"):
+                return (1,)  # the plan has a connection for each host it says so of
             case Fib(keys, result):
                 found = self._world.fib(self._subject, keys, result)
                 return ("" if found is None else found,)
@@ -428,6 +430,8 @@ class _Run:
         match key:
             case "iifname" | "iif":
                 return subject.iif
+            case "ipsec":
+                return 0  # a packet as it is described came in no security association
             case "oifname" | "oif":
                 return subject.oif
             case "sdifname" | "sdif":

@@ -158,6 +158,7 @@ META_KEYS = frozenset(
         "priority",
         "skuid",
         "skgid",
+        "ipsec",
     ]
 )
 META_TYPES = {
@@ -165,6 +166,7 @@ META_TYPES = {
     "sdifname": "ifname", "ibrname": "ifname", "obrname": "ifname", "iifgroup": "devgroup",
     "oifgroup": "devgroup", "iifkind": "ifname", "oifkind": "ifname", "nfproto": "nf_proto",
     "protocol": "ether_type", "l4proto": "inet_proto", "mark": "mark", "pkttype": "pkt_type",
+    "ipsec": "boolean",
 }  # fmt: skip
 
 CT_KEYS = frozenset(

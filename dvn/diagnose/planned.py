@@ -21,7 +21,7 @@ def imagined_host(site: Site) -> Host:
     addresses = frozenset[str]()
     if site.underlay:
         names.add(site.underlay.interface)
-        addresses = frozenset({str(site.underlay.address)})
+        addresses = frozenset(map(str, site.underlay.address))
     off = {f"net/ipv4/conf/{name}/forwarding": "0" for name in names}
     return Host(
         links={name: HostLink(name, "", 1500, True, False) for name in sorted(names)},
@@ -49,6 +49,6 @@ def planned_walker(site: Site, host: Host | None = None) -> Walker:
             site.underlay.interface,
             mtu=devices[site.underlay.interface].mtu,
             mac=_MAC,
-            addresses=(ip_interface(str(site.underlay.address)),),
+            addresses=tuple(ip_interface(str(address)) for address in site.underlay.address),
         )
     return Walker(Ruleset.of(state.tables), of_state(state, host=devices))
