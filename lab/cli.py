@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,14 @@ BROKEN, WRONG, NO_KERNEL = 1, 2, 125
 _SHOWN_LEAKS = 20
 
 
+class Ground(StrEnum):
+    """Where the attacks are made."""
+
+    WIRE = "wire"
+    PLAN = "plan"
+    BOTH = "both"
+
+
 @app.callback()
 def lab() -> None:
     """The lab: networks in a box, to try and to attack."""
@@ -37,6 +46,9 @@ def attack(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write the result there."),
     ] = None,
+    on: Annotated[
+        Ground, typer.Option("--on", help="With packets, in a simulation of the plan, or both.")
+    ] = Ground.BOTH,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="Only attacks whose name begins so."),
@@ -59,9 +71,9 @@ def attack(
 
     Each case has a control: the same kind of packet where it must pass.
     Status 0: every attack was blocked and every control passed.
-    Needs root. Runs in namespaces of its own: here, or in a small VM.
+    On the wire it needs root, and runs in namespaces of its own: here, or in a small VM.
     """
-    from lab.attacks.case import dump
+    from lab.attacks.both import together
     from lab.attacks.store import cases
 
     try:
@@ -75,33 +87,59 @@ def attack(
     if catalogue:
         _list(chosen)
         return
-    with tempfile.TemporaryDirectory(prefix="dvn-attack-") as scratch:
-        given, result = Path(scratch, "cases.json"), Path(scratch, "result.json")
-        given.write_text(dump(chosen))
-        options = [word for text in without or () for word in ("--without", text)]
-        options += [*(["--matrix"] if matrix else []), *(["--rules"] if rules else [])]
-        status = _run(given, result, options)
-        if not result.exists():
-            raise typer.Exit(status)
-        found: dict[str, Any] = json.loads(result.read_text())
+    if rules:
+        _rules()
+        return
+    broken = tuple(without or ())
+    plan = _on_plan(chosen, broken) if on is not Ground.WIRE else None
+    wire = _on_wire(chosen, broken, matrix) if on is not Ground.PLAN else None
+    found = together(wire, plan)
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
-    if rules:
-        for text in found["rules"]:
-            line(text)
-        return
     show(found)
-    raise typer.Exit(status)
+    held = found["blocked"] == found["cases"] and found["controls_passed"] == found["controls"]
+    raise typer.Exit(0 if held else BROKEN)
 
 
-def _run(given: Path, result: Path, options: Sequence[str]) -> int:
+def _rules() -> None:
+    from lab.attacks import change, plan
+
+    for part in change.rules(plan.state()):
+        line(str(part))
+
+
+def _on_plan(cases: Sequence[Any], without: Sequence[str]) -> Mapping[str, Any]:
+    from lab.attacks import change, plan
+
+    state = plan.state()
+    try:
+        parts = [part for text in without for part in change.find(state, text)]
+    except change.NoSuchPartError as error:
+        raise fail(str(error), Format.TEXT, WRONG) from None
+    for part in parts:
+        state = change.without(state, part)
+    return plan.walk_all(cases, state).as_json() | {"without": [str(part) for part in parts]}
+
+
+def _on_wire(cases: Sequence[Any], without: Sequence[str], matrix: bool) -> Mapping[str, Any]:
+    """The siege's result; ends the command where there is none."""
+    from lab.attacks.case import dump
     from lab.kernel import KernelError, run
 
-    argv = [sys.executable, "-m", "lab.attacks.siege", str(given), str(result), *options]
-    try:
-        return run(argv, outputs=[result])
-    except KernelError as error:
-        raise fail(str(error), Format.TEXT, NO_KERNEL) from None
+    with tempfile.TemporaryDirectory(prefix="dvn-attack-") as scratch:
+        given, result = Path(scratch, "cases.json"), Path(scratch, "result.json")
+        given.write_text(dump(cases))
+        argv = [sys.executable, "-m", "lab.attacks.siege", str(given), str(result)]
+        argv += [word for text in without for word in ("--without", text)]
+        argv += ["--matrix"] if matrix else []
+        try:
+            status = run(argv, outputs=[result])
+        except KernelError as error:
+            raise fail(str(error), Format.TEXT, NO_KERNEL) from None
+        if not result.exists():
+            raise typer.Exit(status or BROKEN)
+        found: dict[str, Any] = json.loads(result.read_text())
+    return found
 
 
 def _list(cases: Sequence[Any]) -> None:
@@ -115,31 +153,42 @@ def _list(cases: Sequence[Any]) -> None:
 
 def show(found: Mapping[str, Any]) -> None:
     """The tables of a result, as people read it."""
-    rows: list[Sequence[object]] = [
-        [row["attack"], row["cases"], row["blocked"], row["controls_passed"], row["tries"]]
+    from lab.attacks.both import why_left_out
+
+    names = [name for name in ("wire", "plan") if name in found]
+    columns = ["attack", *(f"{name}: blocked, controls" for name in names), "tries"]
+    rows = [
+        [row["attack"], *(_counts(row.get(name)) for name in names), row["tries"]]
         for row in found["attacks"]
     ]
-    columns = ["attack", "cases", "blocked", "controls passed", "tries"]
     table("Attacks", columns, rows)
     for leak in found["leaks"][:_SHOWN_LEAKS]:
-        line(f"leak: {leak['case']}: seen at {', '.join(leak['seen_at'])} ({leak['source']})")
+        places = ", ".join(leak["seen_at"])
+        line(f"leak on the {leak['on']}: {leak['case']}: seen at {places} ({leak['source']})")
     _more(len(found["leaks"]), "leaks")
     missed = list(found["controls_missed"].items())
     for name, places in missed[:_SHOWN_LEAKS]:
         line(f"control of {name}: not seen at {', '.join(places)}")
     _more(len(missed), "controls")
-    for why in sorted(set(found["left_out"].values())):
-        count = sum(1 for each in found["left_out"].values() if each == why)
-        line(f"{count} cases were not run: {why}")
-    if "matrix" in found:
-        _show_matrix(found["matrix"])
-    if found["without"]:
-        line(f"the gateway was broken on purpose: without {'; '.join(found['without'])}")
+    for text in why_left_out(found):
+        line(text)
+    for name in names:
+        run = found[name]
+        if "matrix" in run:
+            _show_matrix(run["matrix"])
+        broken = f" without {'; '.join(run['without'])}" if run.get("without") else ""
+        line(f"on the {name}{broken}: {run['frames']} frames in {run['seconds']} s")
     line(
         f"{found['blocked']} of {found['cases']} attacks blocked, "
-        f"{found['controls_passed']} of {found['controls']} controls passed, "
-        f"{found['frames']} frames in {found['seconds']} s"
+        f"{found['controls_passed']} of {found['controls']} controls passed"
     )
+
+
+def _counts(row: Mapping[str, int] | None) -> str:
+    """`41/41 41/41`: blocked, and controls that passed, of all."""
+    if row is None:
+        return "-"
+    return f"{row['blocked']}/{row['cases']} {row['controls_passed']}/{row['cases']}"
 
 
 def _more(count: int, what: str) -> None:

@@ -52,6 +52,7 @@ class Verdict:
             "controls_passed": len(self.cases) - len(self.missed),
             "leaks": [leak.as_json() for leak in self.leaks],
             "controls_missed": {name: list(places) for name, places in self.missed.items()},
+            "names": [case.name for case in self.cases],
             "left_out": dict(self.left_out),
             "frames": self.frames,
             "seconds": round(self.seconds, 3),

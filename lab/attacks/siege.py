@@ -66,7 +66,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("result", type=Path)
     parser.add_argument("--without", action="append", default=[])
     parser.add_argument("--matrix", action="store_true")
-    parser.add_argument("--rules", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -77,10 +76,6 @@ def main(arguments: Sequence[str]) -> int:
     features = FEATURES - set(missing_features())
     with Lab() as lab, Bench(lab, features) as bench:
         whole = bench.apply()
-        if options.rules:
-            listed = [str(part) for part in rules(whole)]
-            options.result.write_text(json.dumps({"rules": listed}))
-            return HELD
         try:
             broken = [part for text in options.without for part in find(whole, text)]
         except NoSuchPartError as error:

@@ -15,13 +15,17 @@ from dvn import located
 from dvn.compile import compile_site
 from dvn.kernel.state import KernelState
 from dvn.spec import parse_site
-from lab.attacks import change, ground
+from lab.attacks import change, ground, plan
+from lab.attacks.both import together
 from lab.attacks.case import MARKER_SIZE, Case, Phase, Role, Shot, dump, load, marker, markers
 from lab.attacks.judge import judge
 from lab.attacks.store import cases
 from lab.attacks.wire import Sightings
 from lab.kernel import FEATURES
 from tests.dvn.sites import a_kernel
+
+# One worker for all: the cases are made once.
+pytestmark = pytest.mark.xdist_group("attacks")
 
 # Attacks that succeed when the attacker itself sees something.
 HEARD = ("traffic-theft", "undeclared listener")
@@ -184,3 +188,62 @@ def test_a_set_is_emptied_by_its_name() -> None:
 def test_a_rule_that_is_not_there_is_an_error_that_helps() -> None:
     with pytest.raises(change.NoSuchPartError, match="owned_mac"):
         change.find(gateway(), "no such rule")
+
+
+# -- on the plan ----------------------------------------------------------------------------------
+
+
+@cache
+def planned() -> KernelState:
+    return plan.state()
+
+
+def test_every_attack_is_blocked_on_the_plan_and_every_control_passes() -> None:
+    verdict = plan.walk_all(whole(), planned())
+    assert [f"{leak.case.name}: {leak.places}" for leak in verdict.leaks] == []
+    assert verdict.missed == {}
+    assert len(verdict.left_out) < len(whole()) / 50
+
+
+@pytest.mark.parametrize(
+    ("words", "attack"),
+    [
+        ("no network reaches another", "tenant-to-tenant"),
+        ("closed by default", "into-a-network"),
+        ("the gateway's own services are closed", "gateway-service"),
+        ("an address of the inside, from outside", "inside-source"),
+        ("forwarding here was switched on for the networks alone", "transit"),
+        ("neither ARP, IPv4 nor IPv6", "ethertype"),
+        ("router advertisements, redirects and the like", "rogue-ra"),
+        ("a DHCP server that nobody declared", "rogue-dhcpv4"),
+        ("a DHCPv6 server that nobody declared", "rogue-dhcpv6"),
+        ("metadata services", "metadata"),
+        ("a probe for somebody else's address", "arp-probe"),
+        ("DHCP for another MAC address than its own", "dhcp-starvation"),
+        ("STP, LLDP and other link-local multicast", "link-only"),
+        ("no whole IPv4 header", "malformed"),
+        ("owned_mac", "mac-spoof"),
+        ("owned4", "arp-spoof"),
+        ("nd_owned6", "nd-spoof"),
+    ],
+)
+def test_each_filter_has_an_attack_that_finds_it_missing(words: str, attack: str) -> None:
+    """The suite can fail, and says by which attack."""
+    state = planned()
+    for part in change.find(state, words):
+        state = change.without(state, part)
+    cases = [case for case in whole() if case.attack == attack]
+    verdict = plan.walk_all(cases, state)
+    assert verdict.leaks
+    assert not verdict.holds
+
+
+def test_two_runs_make_one_result() -> None:
+    """What leaks in one of them is not blocked, and is told where."""
+    leaking = judge([a_case()], seen(CONTROL, (Role.ATTACK, "b1", b""))).as_json()
+    blocked = judge([a_case()], seen(CONTROL)).as_json()
+    found = together(blocked, leaking)
+    assert (found["cases"], found["blocked"], found["controls_passed"]) == (1, 0, 1)
+    assert [(leak["on"], leak["case"]) for leak in found["leaks"]] == [("plan", "a/b")]
+    assert together(blocked, None)["blocked"] == 1
+    assert together(blocked, judge([], Sightings()).as_json())["cases"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 
 import pytest
 
@@ -41,23 +42,23 @@ def test_every_attack_is_blocked_and_every_control_passes(
     assert verdict.missed == {}
 
 
-@pytest.mark.parametrize(
-    ("broken", "attack"),
-    [
-        ("no network reaches another", "tenant-to-tenant"),
-        ("the gateway's own services are closed", "gateway-service"),
-        ("STP, LLDP and other link-local multicast", "link-only"),
-    ],
-)
-def test_with_one_filter_broken_the_suite_fails(
-    bench: Bench, cases: tuple[Case, ...], broken: str, attack: str
-) -> None:
-    (part,) = change.find(bench.apply(), broken)
-    bench.apply(lambda state: change.without(state, part))
+BROKEN = {
+    "no network reaches another": "tenant-to-tenant",
+    "the gateway's own services are closed": "gateway-service",
+    "STP, LLDP and other link-local multicast": "link-only",
+}
+
+
+def test_with_filters_broken_the_suite_fails(bench: Bench, cases: tuple[Case, ...]) -> None:
+    """Each by its own attacks; what the filters let pass still passes."""
+    whole = bench.apply()
+    parts = [part for words in BROKEN for part in change.find(whole, words)]
+    bench.apply(lambda state: reduce(change.without, parts, state))
+    chosen = [case for case in cases if case.attack in BROKEN.values()][::5]
     try:
-        verdict = besiege(bench, [case for case in cases if case.attack == attack])
+        verdict = besiege(bench, chosen)
     finally:
         bench.apply()
     assert not verdict.holds
-    assert verdict.leaks
+    assert {leak.case.attack for leak in verdict.leaks} == set(BROKEN.values())
     assert verdict.missed == {}
