@@ -25,29 +25,38 @@ from dvn.vlans import claims
 
 FILTER, FIRST = "filter", -300
 # Cloud metadata services: AWS (EC2 user guide), Alibaba, Azure's host (168.63.129.16); IPv6 of AWS,
-# Google and OpenStack. All of 169.254.0.0/16 belongs to one link and is nobody's to route.
-METADATA4 = "{ 169.254.0.0/16, 100.100.100.200, 168.63.129.16 }"
+# Google and OpenStack. AWS' own IPv4 address, and most clouds', is in 169.254.0.0/16.
+METADATA4 = "{ 100.100.100.200, 168.63.129.16 }"
 METADATA6 = "{ fd00:ec2::254, fd20:ce::254, fe80::a9fe:a9fe }"
 # Devices that take every GRE packet nobody else takes (VU#199397), once somebody sets them up.
 FALLBACKS = '{ "gre0", "gretap0", "erspan0", "ip6gre0", "ip6tnl0", "sit0", "tunl0" }'
 
 _UPLINK = NftRule.of("iifname @uplinks return", "the site's own switches guard what is behind them")
+# Most packets are these; what would be asked after them concerns others.
+SHORT_CUTS = (
+    NftRule.of("ip version 4 meta l4proto tcp return", "TCP"),
+    NftRule.of("ip6 nexthdr tcp return", "TCP"),
+)
 
 
-def _source(field: str, version: int) -> tuple[NftRule, ...]:
-    """Whether this port may send from this address; what may goes back to the caller."""
-    local = (
-        [NftRule.of(f"{field} fe80::/10 return", "link-local addresses make themselves")]
-        if version == 6
-        else []
-    )
+def _source(field: str, version: int, nobody: str = "") -> tuple[NftRule, ...]:
+    """Whether this port may send from this address; what may goes back to the caller. `nobody`: the
+    chain for who has no address yet."""
+    unspecified = "::" if version == 6 else "0.0.0.0"
+    special = []
+    if nobody:
+        why = "before there is an address"
+        special.append(NftRule.of(f"{field} {unspecified} goto {nobody}", why))
+    if version == 6:
+        why = "link-local addresses make themselves"
+        special.append(NftRule.of(f"{field} fe80::/10 return", why))
     return (
         NftRule.of(f"iifname . {field} @port{version} return", "its own"),
         NftRule.of(
             f"meta mark . {field} @owned{version} counter drop",
             f"the gateway's IPv{version} address, or pinned to another port, or nobody's",
         ),
-        *local,
+        *special,
         NftRule.of(
             f"iifname @pinned{version} counter drop",
             f"pinned to other IPv{version} addresses than this",
@@ -58,7 +67,13 @@ def _source(field: str, version: int) -> tuple[NftRule, ...]:
     )
 
 
-_ISOLATION = (NftRule.of("iifname @members jump frame", "through a port, tunnel or uplink"),)
+_ISOLATION = (
+    # A lookup that finds nothing ends the rule: foreign frames keep their mark, and go on.
+    NftRule.of(
+        "meta mark set iifname map @network_of jump frame",
+        "through a port, tunnel or uplink: the network's number, for the sets",
+    ),
+)
 # Only where the kernel knows a frame's bridge here (CONFIG_NFT_BRIDGE_META).
 _UNKNOWN_IN = NftRule.of(
     "meta ibrname @bridges iifname != @members counter drop",
@@ -69,32 +84,32 @@ _UNKNOWN_OUT = NftRule.of(
     "to an interface in our bridge that nobody declared",
 )
 _UNKNOWN = (
+    NftRule.of("iifname @members goto known", "from whom we know"),
     NftRule.of(
-        "iifname @members oifname != @members counter drop",
-        "to an interface in our bridge that nobody declared",
+        "oifname @members counter drop", "from an interface in our bridge that nobody declared"
     ),
+)
+_KNOWN = (
     NftRule.of(
-        "oifname @members iifname != @members counter drop",
-        "from an interface in our bridge that nobody declared",
+        "oifname != @members counter drop", "to an interface in our bridge that nobody declared"
     ),
 )
 
 _FRAME = (
-    NftRule.of("meta mark set iifname map @network_of", "the network's number, for the sets"),
+    NftRule.of("jump checks", "all of it"),
+    NftRule.of("meta mark set 0", "the mark is nobody's again"),
+)
+_CHECKS = (
     NftRule.of("jump mac_source", "source MAC address"),
     NftRule.of(
         "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter drop",
         "STP, LLDP and other link-local multicast",
     ),
     NftRule.of(
-        "ether type vmap { arp : jump arp_frame, ip : jump ipv4_packet, ip6 : jump ipv6_packet }",
+        "ether type vmap { arp : goto arp_frame, ip : goto ipv4_packet, ip6 : goto ipv6_packet }",
         "each by its kind",
     ),
-    NftRule.of(
-        "ether type != { arp, ip, ip6 } counter drop",
-        "neither ARP, IPv4 nor IPv6: tags, LLC/SNAP, anything",
-    ),
-    NftRule.of("meta mark set 0", "the mark is nobody's again"),
+    NftRule.of("counter drop", "neither ARP, IPv4 nor IPv6: tags, LLC/SNAP, anything"),
 )
 _MAC_SOURCE = (
     NftRule.of("iifname . ether saddr @port_mac return", "its own"),
@@ -137,12 +152,10 @@ _ARP_PROBE = (
 )
 
 _IPV4_PACKET = (
-    NftRule.of(
-        "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 goto dhcp_request",
-        "DHCP before there is an address",
-    ),
     NftRule.of("jump ipv4_source", "source address"),
-    NftRule.of(f"ip daddr {METADATA4} counter drop", "metadata services, link-local"),
+    NftRule.of("ip daddr 169.254.0.0/16 counter drop", "link-local, metadata services"),
+    NftRule.of(f"ip daddr {METADATA4} counter drop", "metadata services"),
+    SHORT_CUTS[0],
     _UPLINK,
     NftRule.of(
         "ip frag-off & 0x1fff != 0 meta l4proto 0-255 return",
@@ -152,6 +165,14 @@ _IPV4_PACKET = (
     NftRule.of("udp dport 68 counter drop", "a DHCP server that nobody declared"),
     NftRule.of("ip version 4 meta l4proto 0-255 return", "a whole IPv4 header"),
     NftRule.of("counter drop", "no whole IPv4 header"),
+)
+_IPV4_UNSPECIFIED = (
+    NftRule.of(
+        "ip daddr 255.255.255.255 udp sport 68 udp dport 67 goto dhcp_request",
+        "asks for an address",
+    ),
+    _UPLINK,
+    NftRule.of("counter drop", "no source address"),
 )
 _DHCP_REQUEST = (
     NftRule.of(
@@ -169,9 +190,9 @@ _ICMP_PACKET = (
 )
 
 _IPV6_PACKET = (
-    NftRule.of("ip6 saddr :: goto ipv6_unspecified", "before there is an address"),
     NftRule.of("jump ipv6_source", "source address"),
     NftRule.of(f"ip6 daddr {METADATA6} counter drop", "metadata services"),
+    SHORT_CUTS[1],
     NftRule.of(
         "frag frag-off != 0 meta l4proto 0-255 return", "a later fragment; the first is looked at"
     ),
@@ -247,16 +268,18 @@ _ND_TARGET = (
 
 CHAINS = (
     NftChain("frame", _FRAME),
+    NftChain("checks", _CHECKS),
     NftChain("mac_source", _MAC_SOURCE),
     NftChain("arp_frame", _ARP_FRAME),
     NftChain("arp_sender", _ARP_SENDER),
     NftChain("arp_probe", _ARP_PROBE),
     NftChain("ipv4_packet", _IPV4_PACKET),
-    NftChain("ipv4_source", _source("ip saddr", 4)),
+    NftChain("ipv4_source", _source("ip saddr", 4, "ipv4_unspecified")),
+    NftChain("ipv4_unspecified", _IPV4_UNSPECIFIED),
     NftChain("dhcp_request", _DHCP_REQUEST),
     NftChain("icmp_packet", _ICMP_PACKET),
     NftChain("ipv6_packet", _IPV6_PACKET),
-    NftChain("ipv6_source", _source("ip6 saddr", 6)),
+    NftChain("ipv6_source", _source("ip6 saddr", 6, "ipv6_unspecified")),
     NftChain("ipv6_unspecified", _IPV6_UNSPECIFIED),
     NftChain("icmpv6_packet", _ICMPV6_PACKET),
     NftChain("nd_packet", _ND_PACKET),
@@ -282,6 +305,7 @@ def _bridge_chains(context: Context) -> Iterable[NftChain]:
     known = context.host.bridge_meta
     rules = (_UNKNOWN_IN, *_ISOLATION) if known else _ISOLATION
     yield NftChain("isolation", rules, FILTER, "prerouting", FIRST, "accept")
+    yield NftChain("known", _KNOWN)
     yield NftChain("unknown", _UNKNOWN, FILTER, "forward", FIRST, "accept")
     out = (_UNKNOWN_OUT,) if known else ()
     yield NftChain("unknown_out", out, FILTER, "output", FIRST, "accept")

@@ -10,7 +10,7 @@ import struct
 from ipaddress import ip_address
 
 ARP, IPV4, IPV6, VLAN, QINQ = 0x0806, 0x0800, 0x86DD, 0x8100, 0x88A8
-ICMP, UDP, FRAGMENT, ICMPV6, DESTINATION = 1, 17, 44, 58, 60
+ICMP, TCP, UDP, FRAGMENT, ICMPV6, DESTINATION = 1, 6, 17, 44, 58, 60
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 REQUEST, REPLY = 1, 2
 SOLICIT, ADVERT = 135, 136
@@ -65,6 +65,11 @@ def ipv6(number: int, source: str, target: str, protocol: int, payload: bytes) -
 
 def udp(source: int, target: int, payload: bytes = b"isolation") -> bytes:
     return struct.pack("!HHHH", source, target, 8 + len(payload), 0) + payload
+
+
+def tcp() -> bytes:
+    """A segment of an open connection."""
+    return struct.pack("!HHIIHHHH", 1, 80, 1, 1, 0x5010, 1000, 0, 0)
 
 
 def icmp(kind: int) -> bytes:

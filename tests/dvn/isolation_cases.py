@@ -22,6 +22,7 @@ from tests.dvn.frames import (
     QINQ,
     REPLY,
     SOLICIT,
+    TCP,
     UDP,
     VLAN,
     arp,
@@ -36,6 +37,7 @@ from tests.dvn.frames import (
     options,
     part,
     tagged,
+    tcp,
     udp,
 )
 
@@ -144,6 +146,10 @@ def cases(gateway_mac: str, gateway_local: str) -> tuple[Case, ...]:
         add(f"IPv4, {claim.name}", port, ok, packet, IPV4, mac=mac)
         packet = ipv6(n(), claim.six, NEIGHBOUR6, UDP, udp(1, 2))
         add(f"IPv6 {claim.six}, {claim.name}", port, ok, packet, IPV6, mac=mac)
+        packet = ipv4(n(), claim.four, NEIGHBOUR, TCP, tcp())
+        add(f"TCP, {claim.name}", port, ok, packet, IPV4, mac=mac)
+        packet = ipv6(n(), claim.six, NEIGHBOUR6, TCP, tcp())
+        add(f"TCP {claim.six}, {claim.name}", port, ok, packet, IPV6, mac=mac)
         ask = nd(SOLICIT, NEIGHBOUR6, nd_mac(1, mac))
         packet = ipv6(n(), claim.six, SOLICITED, ICMPV6, ask)
         add(
@@ -213,13 +219,9 @@ def cases(gateway_mac: str, gateway_local: str) -> tuple[Case, ...]:
             ("ICMP redirect", ipv4(n() + 3500, four, NEIGHBOUR, ICMP, icmp(5)), IPV4, site),
             ("ICMP router advertisement", ipv4(n() + 4000, four, NEIGHBOUR, ICMP, icmp(9)), IPV4,
              site),
-            ("metadata service", ipv4(n() + 4500, four, "169.254.169.254", UDP, udp(1, 80)), IPV4,
-             False),
             ("DHCPv6 server", ipv6(n(), six, NEIGHBOUR6, UDP, udp(547, 546)), IPV6, site),
             ("DHCPv6 client", ipv6(n() + 500, FREE_LOCAL, "ff02::1:2", UDP, udp(546, 547)), IPV6,
              True),
-            ("metadata service 6", ipv6(n() + 1000, six, "fd00:ec2::254", UDP, udp(1, 80)), IPV6,
-             False),
             ("RA", ipv6(n() + 1500, FREE_LOCAL, ALL_NODES, ICMPV6, icmp(134)), IPV6, site),
             ("redirect 6", ipv6(n() + 2000, FREE_LOCAL, NEIGHBOUR6, ICMPV6, icmp(137)), IPV6, site),
             ("RS", ipv6(n() + 2500, FREE_LOCAL, "ff02::2", ICMPV6, icmp(133)), IPV6, True),
@@ -264,6 +266,10 @@ def cases(gateway_mac: str, gateway_local: str) -> tuple[Case, ...]:
              site),
         ):  # fmt: skip
             add(what, port, ok, packet, kind)
+        for service in ("169.254.169.254", "100.100.100.200", "168.63.129.16"):
+            add(f"to {service}", port, False, ipv4(n(), four, service, TCP, tcp()), IPV4)
+        for service in ("fd00:ec2::254", "fd20:ce::254", "fe80::a9fe:a9fe"):
+            add(f"to {service}", port, False, ipv6(n(), six, service, TCP, tcp()), IPV6)
         nonce = nd(SOLICIT, NEIGHBOUR6, nd_nonce(), nd_mac(1, "02:00:00:00:00:09"))
         hidden = ipv6(n(), six, SOLICITED, ICMPV6, nonce)
         add("NS with a MAC after the nonce", port, not pinned, hidden, IPV6)

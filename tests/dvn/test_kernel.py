@@ -229,6 +229,38 @@ def test_a_tunnel_speaks_for_its_own_addresses_only(applied: Place) -> None:
         applied.apply()
 
 
+def test_nothing_comes_in_through_the_kernels_own_gre_device(applied: Place) -> None:
+    """gre0 takes GRE without a key from anybody, once somebody sets it up (VU#199397). The lab's
+    hosts have none: one of the same name takes its place."""
+    cloud = applied["cloud"]
+
+    def heard() -> bool:
+        with Sniffer(applied["head"], "eth0") as wire:
+            applied.pings("cloud", "10.9.0.10", "-I", "203.0.113.7")
+            assert applied.pings("head", "10.9.0.1")  # what came before it has been seen
+            return any(
+                frame.protocol == 1 and frame.addresses()[0] == "203.0.113.7"
+                for frame in wire.frames()
+            )
+
+    try:
+        cloud.script(
+            "ip link add loose type gre local 203.0.113.7 remote 198.51.100.1;"
+            "ip link set loose up; ip route add 10.9.0.10 dev loose"
+        )
+        applied.gw(
+            "ip link add gre0 type gre; ip link set gre0 up; cd /proc/sys/net/ipv4/conf/gre0;"
+            "echo 1 > forwarding; echo 0 > rp_filter"
+        )
+        assert not heard()
+        applied.gw("nft flush chain inet dvn-cnaf fallback")
+        assert heard()  # the control
+    finally:
+        cloud.script("ip link delete loose")
+        applied.gw("ip link delete gre0")
+        applied.apply()
+
+
 def test_mss_is_clamped_both_ways_bridged(applied: Place) -> None:
     """Both ends have an MTU of 1500 and say so; each hears what fits the tunnel."""
     applied["cloud"].script("ip link set dvn0 mtu 1500")

@@ -195,6 +195,8 @@ def test_every_rule_is_needed(wires: Wires, chain: NftChain) -> None:
     """Without it some case goes wrong: so the cases can fail, and no rule is there for nothing."""
     idle = []
     for index, rule in enumerate(chain.rules):
+        if rule in isolation.SHORT_CUTS:
+            continue
         with without(wires, chain, index):
             if wires.arrived(CASES) == expected():
                 idle.append(rule)
