@@ -17,7 +17,7 @@ from ipaddress import IPv6Address
 
 from dvn import addresses
 from dvn.kernel.state import Element, KernelState, NftSet, NftTable, table_name
-from dvn.passes import Context, NetworkOf
+from dvn.passes import EMPTY, Context, NetworkOf
 from dvn.spec import Tunnel
 from dvn.values import Address
 
@@ -145,6 +145,9 @@ def network_claims(context: Context, owned: NetworkOf) -> KernelState:
 
 
 def tunnel_claims(context: Context, tunnel: Tunnel) -> KernelState:
+    """A `gre` tunnel carries packets, not frames, and is in no bridge."""
+    if tunnel.type != "gretap":
+        return EMPTY
     number = str(addresses.network_number(tunnel.tenant, tunnel.network))
     name = addresses.tunnel_name(tunnel.tenant, tunnel.name)
     return _state(context, [Attachment(name, number, tunnel.macs, tunnel.addresses)], {})
