@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.output import Format, Output, as_json, line
-from gateway.cli.session import PANEL, RUNTIME_FAILURE, File, engine, session
+from gateway.cli.output import Format, Output, as_json, fail, line
+from gateway.cli.session import PANEL, RUNTIME_FAILURE, WRONG_INPUT, File, engine, session
 
 if TYPE_CHECKING:
     from dvn.diagnose.findings import Finding
+    from dvn.diagnose.topology import Seen
     from dvn.diagnose.walk import Walker
     from dvn.spec import Site
     from gateway.cli.session import Loader
 
 _COLOURS = {"accept": typer.colors.GREEN, "drop": typer.colors.RED}
+
+
+class Drawing(StrEnum):
+    """What `dvn graph` can write."""
+
+    SVG = "svg"
+    MERMAID = "mermaid"
+    DOT = "dot"
 
 
 def _word(name: str, help_: str) -> Any:
@@ -123,6 +135,76 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
                     _finding(finding)
             if state is Health.FAIL:
                 raise typer.Exit(RUNTIME_FAILURE)
+
+    @app.command(rich_help_panel=PANEL)
+    def graph(
+        file: File,
+        format_: Annotated[
+            Drawing, typer.Option("--format", "-f", help="A picture, or text for Mermaid or dot.")
+        ] = Drawing.SVG,
+        live: Annotated[
+            bool, typer.Option("--live", help="With the health of each link, from the kernel.")
+        ] = False,
+        tenant: Annotated[
+            list[str] | None, typer.Option("--tenant", help="Only this one; may be repeated.")
+        ] = None,
+        to: Annotated[
+            Path | None, typer.Option("--write", "-w", metavar="FILE", help="Write it there.")
+        ] = None,
+        output: Output = Format.TEXT,
+    ) -> None:
+        """Draw FILE's tenants, bridges, ports, VLANs and tunnels.
+
+        The picture goes to standard output unless `--write` names a file.
+        """
+        from dvn.diagnose import drawing, graphtext
+        from dvn.diagnose.topology import topology
+
+        with session(output):
+            site, _doc = loader(file)
+            _known_tenants(site, tenant or ())
+            seen = None
+            if live:
+                site, seen = _seen(site)
+            found = topology(site, seen, tenants=tenant or ())
+            if output is Format.JSON:
+                as_json({"ok": True, **asdict(found)})
+                return
+            makers = {
+                Drawing.SVG: drawing.svg,
+                Drawing.MERMAID: graphtext.mermaid,
+                Drawing.DOT: graphtext.dot,
+            }
+            text = makers[format_](found)
+            if to is None:
+                sys.stdout.write(text)
+                return
+            try:
+                to.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise fail(f"{to}: {error.strerror}", output, WRONG_INPUT) from None
+            line(f"{to}: written")
+
+
+def _known_tenants(site: Site, names: Iterable[str]) -> None:
+    from dvn.forms import nearest
+    from dvn.problems import Problem, SpecError
+
+    wrong = [name for name in names if name not in site.tenants]
+    if wrong:
+        raise SpecError(
+            Problem("", 0, f"there is no tenant {name!r}", nearest(name, site.tenants))
+            for name in wrong
+        )
+
+
+def _seen(site: Site) -> tuple[Site, dict[str, Seen]]:
+    """The site with the tunnels of leases, and how each device is."""
+    from dvn.diagnose.health import seen_devices, with_leased
+    from dvn.diagnose.surroundings import read_scene
+
+    scene, tunnels = read_scene(), engine().tunnels(site.site)
+    return with_leased(site, scene, tunnels), seen_devices(scene, tunnels.values())
 
 
 def _finding(finding: Finding) -> None:

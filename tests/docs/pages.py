@@ -23,6 +23,7 @@ READS = frozenset(
         ("history",),
         ("explain",),
         ("doctor",),
+        ("graph",),
         ("gateway", "status"),
         ("burst", "status"),
         ("burst", "leases"),

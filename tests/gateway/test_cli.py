@@ -48,6 +48,7 @@ COMMANDS = {
         "show",
         "explain",
         "doctor",
+        "graph",
         "destroy",
         "gateway",
         "burst",
