@@ -78,7 +78,7 @@ def _account(file: SiteFile, name: str) -> Iterator[Finding]:
             file.site.site,
             config.subnet,
             tuple(config.security_groups),
-            str(underlay.public or underlay.address),
+            str(underlay.outside(4) or underlay.outside(6)),
             file.gateway.enrol.port,
         )
         yield from check_account(account)

@@ -108,14 +108,17 @@ def _interfaces(site: Site, facts: Facts) -> Iterator[Finding]:
         yield fail("underlay", f"there is no interface {name}", "see `ip -brief link`")
     elif not device.up:
         yield fail("underlay", f"{name} is down", f"ip link set {name} up")
-    elif not any(own.ip == site.underlay.address for own in device.addresses):
-        yield fail(
-            "underlay",
-            f"{name} has not the address {site.underlay.address}",
-            "give it to the interface, or write the one that is there",
-        )
     else:
-        yield ok("underlay", f"{name} is up and has {site.underlay.address}")
+        there = {own.ip for own in device.addresses}
+        missing = [address for address in site.underlay.address if address not in there]
+        for address in missing:
+            yield fail(
+                "underlay",
+                f"{name} has not the address {address}",
+                "give it to the interface, or write the one that is there",
+            )
+        if not missing:
+            yield ok("underlay", f"{name} is up and has all of its addresses")
 
 
 def _forwarding(site: Site, facts: Facts) -> Iterator[Finding]:
@@ -154,6 +157,8 @@ def _reverse_path(site: Site, facts: Facts) -> Iterator[Finding]:
         return
     routing = Routing(facts.scene)
     for tunnel in site.tunnels():
+        if tunnel.remote is None or tunnel.remote.version == 6:  # IPv6 has no such check
+            continue
         path = routing.lookup(Flow(ip_address(str(tunnel.remote))))
         if path is None or path.device != name:
             where = path.device if path else "nowhere"

@@ -23,7 +23,7 @@ from dvn.kernel.state import table_name
 from dvn.spec import Site
 
 _SIOCETHTOOL, _ETHTOOL_GFLAGS, _FLAG_LRO = 0x8946, 0x25, 1 << 15  # linux/ethtool.h
-_IP_MTU = 14  # linux/in.h
+_IP_MTU, _IPV6_MTU = 14, 24  # linux/in.h, linux/in6.h
 _TIME_ERROR, _TIMEX_SIZE = 5, 256  # adjtimex(2): not synchronised; the structure has 208 bytes
 _TIMEOUT_S = 30
 _PROC, _RUN, _ETC = Path("/proc"), Path("/run"), Path("/etc")
@@ -62,7 +62,7 @@ def examine(site: Site) -> Facts:
     rights = may_change_networks()
     scene = read_scene()
     ruleset = read_ruleset() if rights else Ruleset(())
-    remotes = {str(tunnel.remote) for tunnel in site.tunnels()}
+    remotes = {str(tunnel.remote) for tunnel in site.tunnels() if tunnel.remote}
     return Facts(
         may_change=rights,
         kernel=f"Linux {os.uname().release}",
@@ -123,10 +123,12 @@ def _merging(scene: Scene) -> Iterator[str]:
 def _paths(remotes: Iterable[str]) -> Iterator[tuple[str, int]]:
     """The MTU the kernel knows of the path to each remote; it learns it by "packet too big"."""
     for remote in sorted(remotes):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        six = ":" in remote
+        with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            option = (socket.IPPROTO_IPV6, _IPV6_MTU) if six else (socket.IPPROTO_IP, _IP_MTU)
             try:
                 sock.connect((remote, 9))
-                yield remote, sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+                yield remote, sock.getsockopt(*option)
             except OSError:
                 continue
 

@@ -49,6 +49,8 @@ class Device:
     local: str = ""
     remote: str = ""
     key: int = 0
+    fou: tuple[int, int] | None = None  # UDP ports around a tunnel's packets: ours, theirs
+    through: str = ""  # the device its packets leave by, such as a WireGuard one
     table: int = 0  # of a VRF
     isolated: bool = False  # bridge port flag
     addresses: tuple[IpInterface, ...] = ()
@@ -219,6 +221,7 @@ def connected(devices: Iterable[Device]) -> Iterable[Path]:
 
 def _device(link: Link) -> Device:
     params = link.params
+    fou = getattr(params, "fou", None)
     return Device(
         link.name,
         kind=params.kind,
@@ -233,6 +236,8 @@ def _device(link: Link) -> Device:
         local=getattr(params, "local", "") or "",
         remote=getattr(params, "remote", "") or "",
         key=getattr(params, "key", 0) or 0,
+        fou=(fou.sport, fou.dport) if fou else None,
+        through=getattr(params, "through", "") or "",
         table=getattr(params, "table", 0),
     )
 

@@ -96,6 +96,8 @@ def _devices() -> Iterator[Device]:
             local=_end(data.get("local")),
             remote=_end(data.get("remote")),
             key=_key(data.get("ikey", 0)),
+            fou=_fou(data.get("encap")),
+            through=data.get("link") or "",
             table=data.get("table", 0) if info.get("info_kind") == "vrf" else 0,
             isolated=bool(slave.get("isolated", False)),
             addresses=tuple(
@@ -118,6 +120,12 @@ def _key(value: Any) -> int:
     """A GRE key is shown as an address."""
     text = str(value)
     return int(ip_address(text)) if "." in text else int(text or 0)
+
+
+def _fou(encap: Any) -> tuple[int, int] | None:
+    if not isinstance(encap, dict) or encap.get("type") not in ("fou", "gue"):
+        return None
+    return int(encap.get("sport", 0)), int(encap.get("dport", 0))
 
 
 def _routes() -> Iterator[RoutePath]:

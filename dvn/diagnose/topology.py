@@ -119,9 +119,11 @@ def topology(
             for name, network in sorted(declared.networks.items())
         )
         groups.append(Group(tenant, segments))
-    underlay = f"{site.underlay.interface} {site.underlay.address}" if site.underlay else ""
-    if site.underlay and site.underlay.public:
-        underlay += f" (public {site.underlay.public})"
+    underlay = ""
+    if site.underlay:
+        underlay = " ".join([site.underlay.interface, *map(str, site.underlay.address)])
+        if site.underlay.public:
+            underlay += f" (public {' '.join(map(str, site.underlay.public))})"
     return Topology(site.site, site.host or "", underlay, tuple(groups), seen is not None)
 
 
@@ -164,7 +166,7 @@ def _end(tunnel: Tunnel, seen: Mapping[str, Seen] | None) -> TunnelEnd:
     device = addresses.tunnel_name(tunnel.tenant, tunnel.name)
     return TunnelEnd(
         tunnel.name,
-        str(tunnel.remote),
+        str(tunnel.remote or "anywhere"),
         str(tunnel.transport),
         f"key {tunnel.key}",
         _how(seen, device),

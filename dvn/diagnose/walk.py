@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from dvn.diagnose import conntrack, encapsulation, l3
 from dvn.diagnose import scene as scenes
-from dvn.diagnose.describe import describe
+from dvn.diagnose.describe import describe, inside
 from dvn.diagnose.flows import Flows
 from dvn.diagnose.frames import ETH_P_ARP, ETH_P_IP, ETH_P_IP6, Packet, is_group
 from dvn.diagnose.nfteval import Connection, Hit, Ruling, Subject, Surroundings, judge
@@ -351,10 +352,12 @@ class _Way:
                     self._exit(device.parent, packet.with_tag(device.vlan), "out")
                 else:
                     self._send(parent, packet.with_tag(device.vlan))
-            case "gretap" if device.remote:
+            case kind if kind in encapsulation.KINDS and device.remote:
                 outer = encapsulation.wrapped(device, packet)
-                self._tell("tunnel", device.name, f"in GRE: {describe(outer)}")
+                self._tell("tunnel", device.name, f"in GRE: {inside(outer)}")
                 self._tunnelled(device, outer)
+            case "wireguard":
+                self._exit(device.name, packet, f"encrypted, to the peer of {inside(packet)}")
             case "bridge":
                 self._bridge_forward(None, device, packet)
             case _:
@@ -363,19 +366,21 @@ class _Way:
     def _tunnelled(self, device: Device, outer: Packet) -> None:
         """The exit is the tunnel's; what carries it is looked at all the same."""
         before = len(self.exits)
-        self.from_host(outer)
+        self.from_host(outer, device.through)
         if len(self.exits) > before:
             del self.exits[before:]
             self.exits.append(Exit(device.name, outer))
 
-    def from_host(self, packet: Packet) -> None:
-        """A packet that this host sends itself."""
+    def from_host(self, packet: Packet, by: str = "") -> None:
+        """A packet that this host sends itself; `by` a device it is bound to."""
         ip = packet.ip
         if ip is None:
             self._drop("host", HOST, "not an IP packet")
             return
         flow = Flow(ip.destination, ip.source, mark=packet.mark)
         path = self._walker.routing.lookup(flow)
+        if by:
+            path = Path(ip_network(ip.destination), by)
         if not self._usable(path, packet, HOST):
             return
         assert path is not None
