@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 # Where the two ends of a WireGuard session have their addresses, inside it. Half of class E
@@ -14,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 # IPv4, since it costs 20 bytes less, and what does not fit is broken up instead of lost.
 WIREGUARD_INNER = IPv4Network("240.0.0.0/5")
 
+_REMEMBERED = 1 << 16  # names of a large site; each is asked for by several passes
 IFNAMSIZ = 15  # usable characters of a Linux interface name (linux/if.h: 16 with the final 0)
 
 
@@ -55,6 +57,7 @@ def wireguard_inner(public_key: str) -> IPv4Address:
     return WIREGUARD_INNER[1 + int.from_bytes(digest[:8], "big") % usable]
 
 
+@lru_cache(_REMEMBERED)
 def _device(kind: str, tenant: str, name: str) -> str:
     """`b-cms-farm` where that is short and cannot be mistaken, else `b-cmsfa~k3j9f2a`.
 
@@ -72,6 +75,7 @@ def _tail(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()[:7]
 
 
+@lru_cache(_REMEMBERED)
 def network_number(tenant: str, network: str) -> int:
     """What a network is called in the frame filters' sets: 32 bits, never 0.
 
@@ -90,6 +94,7 @@ def gre_key(*parts: str) -> int:
     return int.from_bytes(digest[:4], "big") % (2**32 - 1) + 1
 
 
+@lru_cache(_REMEMBERED)
 def link_local(mac: str) -> str:
     """The IPv6 link-local address of a MAC address (RFC 4291, appendix A), with its length."""
     octets = bytes.fromhex(mac.replace(":", ""))
@@ -97,6 +102,7 @@ def link_local(mac: str) -> str:
     return f"{IPv6Address(bytes([0xFE, 0x80]) + bytes(6) + identifier)}/64"
 
 
+@lru_cache(_REMEMBERED)
 def mac_address(*parts: str) -> str:
     """A locally administered unicast MAC address (first byte x2) for what `parts` name."""
     digest = hashlib.sha256("/".join(("mac", *parts)).encode()).digest()

@@ -6,6 +6,7 @@ them together. A new feature is a new pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from dvn.hostcheck import host_problems
@@ -20,11 +21,11 @@ from dvn.kernel.state import (
 )
 from dvn.nat.snat import SNAT
 from dvn.nat.zones import ZONES
-from dvn.passes import Context, Pass
+from dvn.passes import Context, NetworkOf, Pass, networks_of
 from dvn.problems import SpecError
 from dvn.rates.compile import RATES
 from dvn.services.compile import SERVICES
-from dvn.spec import Site
+from dvn.spec import Site, Tunnel
 from dvn.tunnels.gretap import TUNNELS_PASS
 from dvn.tunnels.ipsec import IPSEC
 from dvn.tunnels.wireguard import WIREGUARD
@@ -58,6 +59,7 @@ class Compiled:
 
     state: KernelState
     notes: tuple[str, ...] = ()
+    context: Context | None = None
 
 
 def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
@@ -70,10 +72,40 @@ def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
     problems, notes = host_problems(site, host)
     if problems or (notes and not lenient):
         raise SpecError([*problems, *notes])
-    context = Context(site, host)
-    state = merge(part for each in PASSES for part in each.parts(context))
-    tables = tuple(_marked(table, site.site) for table in state.tables)
-    return Compiled(replace(state, tables=tables), tuple(str(note) for note in notes))
+    context = context_of(site, host)
+    state = merge([*frames_of(context), *parts_of(context)])
+    return Compiled(marked(state, site.site), tuple(str(note) for note in notes), context)
+
+
+def context_of(site: Site, host: Host, before: Context | None = None) -> Context:
+    """What the passes look at. `before`: that of a site which this one is a change of."""
+    return Context(site, host)
+
+
+def frames_of(context: Context) -> Iterator[KernelState]:
+    """What does not depend on how many networks there are; nothing of a site without any."""
+    if any(tenant.networks for tenant in context.site.tenants.values()):
+        yield from (each.frame(context) for each in PASSES if each.frame)
+
+
+def parts_of(
+    context: Context, some: Iterable[NetworkOf | Tunnel] | None = None
+) -> Iterator[KernelState]:
+    """What the networks and tunnels add, or `some` of them."""
+    if some is None:
+        some = (*networks_of(context.site), *context.site.tunnels())
+    for each in some:
+        for one in PASSES:
+            if isinstance(each, Tunnel):
+                if one.tunnel:
+                    yield one.tunnel(context, each)
+            elif one.network:
+                yield one.network(context, each)
+
+
+def marked(state: KernelState, site: str) -> KernelState:
+    """With the set in each table whose comment says whose it is."""
+    return replace(state, tables=tuple(_marked(table, site) for table in state.tables))
 
 
 def _marked(table: NftTable, site: str) -> NftTable:

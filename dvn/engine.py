@@ -5,7 +5,10 @@ Level-triggered: each call looks at the whole kernel, compares, and acts on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from dvn import probe as probing
@@ -14,14 +17,18 @@ from dvn.compile import compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.driver import Kernel, KernelError, StepError
 from dvn.kernel.linux import LinuxKernel
+from dvn.kernel.nftcommands import DelTable, FlushChain
 from dvn.kernel.state import Host, KernelState, NftTable, Sysctl, View
 from dvn.kernel.steps import DelLink, NftChange, Plan, Step, Writes
+from dvn.known import Change, Known, NotByParts
+from dvn.passes import Context
 from dvn.spec import Site
 from dvn.status import Applied, Probe, TunnelStatus
 from dvn.tunnels import dynamic
 from dvn.tunnels.secrets import read_secrets
 from dvn.vlans import forwarding
 
+_LOOK_S = 60.0  # after which a change is an occasion to look at everything again
 # Settings that we, or an operator, may have given to a link of ours.
 _LINK_SETTINGS = tuple(
     f"net/{family}/conf/{{link}}/{name}"
@@ -49,6 +56,7 @@ class _Look:
     observed: KernelState
     desired: KernelState
     notes: tuple[str, ...] = ()
+    context: Context | None = None
 
     def plan(self) -> Plan:
         return diff(self.observed, self.desired)
@@ -56,7 +64,11 @@ class _Look:
 
 class Engine:
     """`lenient`: leave out ports and uplinks that are not there, with a note (see compile).
-    `memory`: of what we switched, for when somebody flushes the sets that say so."""
+
+    One that lives on, as the agent's does, remembers what it has verified: a change to some
+    networks is then compared and written by itself (known.py), as long as the kernel announces
+    nothing new. `memory`: of what we switched, for when somebody flushes the sets that say so.
+    """
 
     def __init__(
         self,
@@ -64,10 +76,14 @@ class Engine:
         *,
         lenient: bool = False,
         memory: SwitchMemory | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kernel: Kernel = kernel or LinuxKernel()
         self._lenient = lenient
         self._memory = memory
+        self._clock = clock
+        self._known: Known | None = None
+        self._looked = 0.0  # when all was looked at, by the clock
 
     def plan(self, site: Site, *, keep_dynamic: bool = False) -> Plan:
         """What apply would do. Raises SpecError (host), KernelError."""
@@ -81,18 +97,76 @@ class Engine:
         Raises SpecError if this host cannot hold it (nothing was changed), ApplyError if the
         kernel refused a step (what was done is undone), KernelError if it could not be read.
         """
-        with self._kernel.exclusive():
-            look = self._look(site, keep_dynamic)
-            plan = look.plan()
-            writes, before = self._execute(site.site, plan, look)
-            if plan:
-                self._verify(site, keep_dynamic, look, before)
-            self._remember(site.site, look.desired.tables)
+        with self._kernel.exclusive(), _undisturbed():
+            applied = None if keep_dynamic else self._apply_parts(site)
+            return applied or self._apply_all(site, keep_dynamic)
+
+    def _apply_all(self, site: Site, keep_dynamic: bool) -> Applied:
+        """By a look at everything."""
+        self._known = None
+        looked = self._clock()
+        look = self._look(site, keep_dynamic)
+        plan = look.plan()
+        writes, before = self._execute(site.site, plan, look)
+        if plan:
+            self._verify(site.site, look, before)
+        self._remember(site.site, look.desired.tables)
+        if not (keep_dynamic or look.notes) and look.context is not None:
+            self._known, self._looked = Known(look.context), looked
         return _applied(plan, writes, look.notes)
+
+    def _apply_parts(self, site: Site) -> Applied | None:
+        """By the networks and tunnels that changed since the last apply, where the kernel has been
+        left alone; None where all of it must be looked at. A site that has not changed is applied
+        in order to repair: that, too, is a look at everything."""
+        known = self._known
+        if known is None or known.site.site != site.site:
+            return None
+        if self._clock() - self._looked > _LOOK_S or not self._kernel.undisturbed():
+            return None
+        try:
+            change = known.change(site)
+        except NotByParts:
+            return None
+        self._known = None
+        settings = self._kept(change.before, change.plan).sysctls
+        try:
+            writes = self._kernel.carry_out(change.plan.steps)
+        except StepError as error:
+            undone, how = self._undo_parts(known, change, settings)
+            raise ApplyError(f"{_short(error.step)}: {error}; {how}", undone=undone) from error
+        left = diff(self._touched(change), change.after)
+        if left:
+            undone, how = self._undo_parts(known, change, settings)
+            raise _not_as_told(left, how, undone=undone)
+        known.done(change)
+        self._known = known
+        return _applied(change.plan, writes, ())
+
+    def _touched(self, change: Change) -> KernelState:
+        """What a change was about, as it is: links are read again; nft answered for its part, and
+        nobody changed that meanwhile, else `undisturbed` says so the next time."""
+        seen = self._kernel.glance(change.names())
+        ours = change.after.by_name
+        others = (a for a in change.after.addresses if a.link not in ours)
+        return replace(
+            change.after,
+            links=seen.links,
+            ports=seen.ports,
+            addresses=(*others, *seen.addresses),
+            sysctls=self._kernel.sysctls([s.key for s in change.after.sysctls]),
+        )
+
+    def _undo_parts(
+        self, known: Known, change: Change, settings: tuple[Sysctl, ...]
+    ) -> tuple[bool, str]:
+        before = replace(known.state(), raised=frozenset(), sysctls=settings)
+        return self._undo(known.site.site, before, change.after)
 
     def destroy(self, site_name: str) -> Applied:
         """Remove everything that is stamped with the site's name. Raises as apply does."""
         with self._kernel.exclusive():
+            self._known = None
             look = self._last_look(site_name)
             plan = look.plan()
             writes, _before = self._execute(site_name, plan, look)
@@ -106,11 +180,13 @@ class Engine:
         """What is there now of all that `site` would change, nft's listings too: what `restore`
         goes back to. Raises as plan does."""
         look = self._look(site, keep_dynamic)
-        return self._kept(look.observed, look.plan(), listings=True)
+        before = self._kept(look.observed, look.plan())
+        return replace(before, tables=self._kernel.listings(before.tables))
 
     def restore(self, site_name: str, before: KernelState) -> Applied:
         """Back to what `before` returned, also from another process. Raises as apply does."""
         with self._kernel.exclusive():
+            self._known = None
             plan = diff(self._now(site_name, before.sysctls), before)
             try:
                 writes = self._kernel.carry_out(plan.steps)
@@ -176,7 +252,7 @@ class Engine:
         keys = [sysctl.key for sysctl in wanted.sysctls]
         observed = replace(view.state, sysctls=self._kernel.sysctls(keys))
         desired = dynamic.keep_dynamic(observed, wanted) if keep_dynamic else wanted
-        return _Look(observed, desired, compiled.notes)
+        return _Look(observed, desired, compiled.notes, compiled.context)
 
     def _last_look(self, site_name: str) -> _Look:
         """The look of a site that is to go: what we switched on for it goes off."""
@@ -212,15 +288,15 @@ class Engine:
 
     def _execute(self, site_name: str, plan: Plan, look: _Look) -> tuple[Writes, KernelState]:
         """Do the plan. Returns the writes made and what undo would go back to."""
-        touched = any(isinstance(step, NftChange) for step in plan.steps)
-        before = self._kept(look.observed, plan, listings=touched)
+        before = self._kept(look.observed, plan)
+        before = replace(before, tables=self._listed(before.tables, plan))
         try:
             return self._kernel.carry_out(plan.steps), before
         except StepError as error:
             undone, how = self._undo(site_name, before, look.desired)
             raise ApplyError(f"{_short(error.step)}: {error}; {how}", undone=undone) from error
 
-    def _kept(self, observed: KernelState, plan: Plan, *, listings: bool) -> KernelState:
+    def _kept(self, observed: KernelState, plan: Plan) -> KernelState:
         """`observed` as something to go back to from what `plan` does."""
         # Links that are not ours may go down meanwhile; undo must not set them up again.
         before = replace(observed, raised=frozenset())
@@ -228,20 +304,35 @@ class Engine:
         if gone:  # the kernel forgets a link's settings with the link
             keys = [key.format(link=name) for name in gone for key in _LINK_SETTINGS]
             before = replace(before, sysctls=(*before.sysctls, *self._kernel.sysctls(keys)))
-        if listings:
-            before = replace(before, tables=self._kernel.listings(before.tables))
         return before
 
     def _now(self, site_name: str, sysctls: Iterable[Sysctl]) -> KernelState:
         state = self._kernel.look(site_name).state
         return replace(state, sysctls=self._kernel.sysctls([s.key for s in sysctls]))
 
-    def _verify(self, site: Site, keep_dynamic: bool, look: _Look, before: KernelState) -> None:
-        left = self._look(site, keep_dynamic).plan()
+    def _listed(self, tables: tuple[NftTable, ...], plan: Plan) -> tuple[NftTable, ...]:
+        """The tables, with nft's own text of those whose rules the plan takes away: elements can
+        be put back without, and there may be thousands."""
+        rewritten = {
+            command.table
+            for step in plan.steps
+            if isinstance(step, NftChange)
+            for command in step.commands
+            if isinstance(command, FlushChain | DelTable)
+        }
+        return tuple(
+            self._kernel.listings([table])[0] if (table.family, table.name) in rewritten else table
+            for table in tables
+        )
+
+    def _verify(self, site_name: str, look: _Look, before: KernelState) -> None:
+        """Look again, and see whether the kernel is as it was told."""
+        state = self._kernel.look(site_name).state
+        keys = [sysctl.key for sysctl in look.desired.sysctls]
+        left = diff(replace(state, sysctls=self._kernel.sysctls(keys)), look.desired)
         if left:
-            undone, how = self._undo(site.site, before, look.desired)
-            what = "; ".join(left.lines()[:3])
-            raise ApplyError(f"the kernel is not as it was told: {what}; {how}", undone=undone)
+            undone, how = self._undo(site_name, before, look.desired)
+            raise _not_as_told(left, how, undone=undone)
 
     def _undo(self, site_name: str, before: KernelState, desired: KernelState) -> tuple[bool, str]:
         """Back to `before`, by the difference between what is there now and what was."""
@@ -253,8 +344,27 @@ class Engine:
         return True, "what was done is undone"
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without searches for garbage: thousands of new objects that stay set off many, which find
+    nothing and take a third of the time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _keys(tables: Iterable[NftTable]) -> frozenset[str]:
     return frozenset(switch.key for switch in forwarding.remembered(tables))
+
+
+def _not_as_told(left: Plan, how: str, *, undone: bool) -> ApplyError:
+    what = "; ".join(left.lines()[:3])
+    return ApplyError(f"the kernel is not as it was told: {what}; {how}", undone=undone)
 
 
 def _short(step: Step) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from dvn import addresses
 from dvn.forms import nearest
@@ -17,14 +18,17 @@ _DEFAULT_QUEUES = frozenset(
     ("", "noop", "noqueue", "pfifo_fast", "mq", "fq", "fq_codel", "fq_pie", "sfq", "cake", "tbf")
 )
 
+Device: TypeAlias = tuple[str, tuple[object, ...] | None, Path_]  # name, slot, where it is from
+
 
 def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]:
     """(what makes the whole site impossible, what makes one port or uplink impossible)."""
+    devices = list(_devices(site))
     hard = [
         *_underlay(site, host),
         *_secrets(site, host),
-        *_foreign_names(site, host),
-        *_foreign_slots(site, host),
+        *_foreign_names(site, host, devices),
+        *_foreign_slots(site, host, devices),
         *_too_narrow(site, host),
     ]
     return hard, [*_attachments(site, host)]
@@ -133,7 +137,7 @@ def _ours(host: Host, name: str | None) -> bool:
     return link is not None and link.ours
 
 
-def _devices(site: Site) -> Iterator[tuple[str, tuple[object, ...] | None, Path_]]:
+def _devices(site: Site) -> Iterator[Device]:
     """(device, its slot, path) of all that this site makes."""
     for tenant, name, network in site.networks():
         path: Path_ = ("tenants", tenant, "networks", name)
@@ -160,8 +164,8 @@ def _devices(site: Site) -> Iterator[tuple[str, tuple[object, ...] | None, Path_
         yield device, None, ("underlay", "wireguard", "port")
 
 
-def _foreign_names(site: Site, host: Host) -> Iterator[Problem]:
-    for device, _slot, path in _devices(site):
+def _foreign_names(site: Site, host: Host, devices: Iterable[Device]) -> Iterator[Problem]:
+    for device, _slot, path in devices:
         link = host.links.get(device)
         if link and (not link.ours or link.site not in ("", site.site)):
             whose = f"belongs to site {link.site}" if link.ours else "is not ours"
@@ -179,13 +183,13 @@ def _foreign_names(site: Site, host: Host) -> Iterator[Problem]:
             )
 
 
-def _foreign_slots(site: Site, host: Host) -> Iterator[Problem]:
+def _foreign_slots(site: Site, host: Host, devices: Iterable[Device]) -> Iterator[Problem]:
     taken = {
         link.slot: link
         for link in host.links.values()
         if link.slot and (not link.ours or link.site not in ("", site.site))
     }
-    for device, slot, path in _devices(site):
+    for device, slot, path in devices:
         link = taken.get(slot) if slot else None
         if slot is None or link is None or link.name == device:
             continue

@@ -7,7 +7,7 @@ before. `frame` has what does not depend on how many there are: tables, chains, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dvn import addresses
@@ -68,15 +68,3 @@ class Pass:
     frame: Callable[[Context], KernelState] | None = None
     network: Callable[[Context, NetworkOf], KernelState] | None = None
     tunnel: Callable[[Context, Tunnel], KernelState] | None = None
-
-    def parts(self, context: Context) -> Iterator[KernelState]:
-        """All that the pass makes of a site; nothing of a site without networks."""
-        networks = networks_of(context.site)
-        if self.frame and networks:
-            yield self.frame(context)
-        if self.network:
-            for network in networks:
-                yield self.network(context, network)
-        if self.tunnel:
-            for tunnel in context.site.tunnels():
-                yield self.tunnel(context, tunnel)

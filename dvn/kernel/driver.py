@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from dvn.kernel.state import NftTable, Sysctl, View
+from dvn.kernel.state import KernelState, NftTable, Sysctl, View
 from dvn.kernel.steps import Step, Writes
 
 
@@ -46,6 +46,14 @@ class Kernel(Protocol):
 
     def look(self, site: str) -> View:
         """The host, and what is there of `site` (sysctls apart). Raises KernelError."""
+
+    def undisturbed(self) -> bool:
+        """Whether nobody but this object has changed what the last look saw, as far as the kernel
+        announces changes (sysctls it does not). False also where it cannot be told."""
+
+    def glance(self, names: Collection[str]) -> KernelState:
+        """Some links as they are now: of ours with their addresses, of others whose port they are.
+        What it reads counts as seen from then on."""
 
     def sites(self) -> tuple[str, ...]:
         """Names of the sites that have objects here."""

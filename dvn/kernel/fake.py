@@ -6,7 +6,7 @@ an uplink that is down, a set still missing), so that a plan in the wrong order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -71,6 +71,7 @@ class FakeKernel:
     things: dict[tuple[object, ...], Thing] = field(default_factory=dict)
     fail: Callable[[Step], bool] | None = None
     done: list[Step] = field(default_factory=list)
+    _seen: tuple[object, ...] = ()
 
     def exclusive(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -92,6 +93,7 @@ class FakeKernel:
             raised=frozenset(name for name, link in self.foreign.items() if link.up),
             things=tuple(self.things.values()),
         )
+        self._seen = self._all()
         host_links = dict(self.foreign)
         for name, link in self.links.items():
             host_links[name] = HostLink(
@@ -112,13 +114,33 @@ class FakeKernel:
     def tunnels(self) -> tuple[LinkCounters, ...]:
         return ()
 
+    def undisturbed(self) -> bool:
+        return self._seen == self._all()
+
+    def glance(self, names: Collection[str]) -> KernelState:
+        return KernelState(
+            links=tuple(link for name, link in self.links.items() if name in names),
+            ports=tuple(Port(n, m) for n, m in self.masters.items() if n in names),
+            addresses=tuple(a for a in self.addresses if a.link in self.links and a.link in names),
+        )
+
+    def _all(self) -> tuple[object, ...]:
+        """Everything that others can change, as it is now."""
+        return (
+            dict(self.foreign), set(self.foreign_addresses), dict(self.links), dict(self.masters),
+            set(self.addresses), dict(self.tables), dict(self.things),
+        )  # fmt: skip
+
     def carry_out(self, steps: Sequence[Step]) -> Writes:
+        undisturbed = self.undisturbed()
         writes = Writes()
         for step in steps:
             try:
                 writes += self.perform(step)
             except KernelError as error:
                 raise StepError(str(error), step) from error
+        if undisturbed:
+            self._seen = self._all()
         return writes
 
     def perform(self, step: Step) -> Writes:

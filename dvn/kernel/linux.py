@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from dvn.kernel import fou, rtnl
 from dvn.kernel import netlink as nl
 from dvn.kernel.batch import Batch, words
 from dvn.kernel.driver import KernelError, LinkCounters, StepError
+from dvn.kernel.evidence import Evidence
 from dvn.kernel.ipsec import IpsecDriver
 from dvn.kernel.nft import Nft
 from dvn.kernel.nftcommands import AddTable, DelTable, FlushChain, LoadTable
@@ -55,7 +57,6 @@ from dvn.kernel.wireguard import WireguardDriver
 from dvn.rates.driver import RatesDriver
 from dvn.services.driver import ServicesDriver
 
-_PROC_SYS = Path("/proc/sys")
 _LOCK = Path("/run/dvn/kernel.lock")
 _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
@@ -72,6 +73,9 @@ class LinuxKernel:
     def __init__(self) -> None:
         self._open_socket: nl.Socket | None = None
         self._open_nft: Nft | None = None
+        self._open_evidence: Evidence | None = None
+        self._looked: dict[str, RawLink] = {}
+        self._names: dict[int, str] = {}
 
     @property
     def _socket(self) -> nl.Socket:
@@ -87,11 +91,20 @@ class LinuxKernel:
             self._open_nft = Nft()
         return self._open_nft
 
+    @property
+    def _evidence(self) -> Evidence:
+        if self._open_evidence is None:
+            self._open_evidence = Evidence()
+        return self._open_evidence
+
     def close(self) -> None:
         if self._open_socket:
             self._open_socket.close()
         if self._open_nft:
             self._open_nft.close()
+        if self._open_evidence:
+            self._open_evidence.close()
+        self._open_evidence = None
         self._open_socket = self._open_nft = None
 
     @contextmanager
@@ -121,8 +134,11 @@ class LinuxKernel:
     # -- reading
 
     def look(self, site: str) -> View:
+        self._evidence.begin()
+        generation = self._generation()
         links, addresses = self._dumps()
         names = {link.index: link.name for link in links}
+        self._looked, self._names = {link.name: link for link in links}, names
         own = {link.index for link in links if _site_of(link) == site or _unstamped(link)}
         bridges = {link.index for link in links if link.index in own and link.kind == "bridge"}
         tables, others, foreign_tables = self._tables(site)
@@ -157,7 +173,49 @@ class LinuxKernel:
             foreign_tables=foreign_tables,
             bridge_meta=self._nft.knows_bridges(),
         )
+        self._evidence.saw(links, addresses, generation)
         return View(host, state, tuple(others))
+
+    def undisturbed(self) -> bool:
+        return self._evidence.holds(self._generation())
+
+    def glance(self, names: Collection[str]) -> KernelState:
+        self._evidence.own(names)
+        try:
+            links = rtnl.get_links(self._socket, sorted(names))
+            there = [link for link in links.values() if link]
+            own = {link.index for link in there if _is_ours(link)}
+            addresses = [a for i in own for a in rtnl.dump_addresses(self._socket, i)]
+        except OSError as error:
+            raise _refused(error) from error
+        reread: dict[int, RawLink | None] = {link.index: link for link in there}
+        for name, link in links.items():
+            before = self._looked.pop(name, None)
+            if before:
+                reread.setdefault(before.index, None)
+                self._names.pop(before.index, None)
+            if link:
+                self._looked[name] = link
+                self._names[link.index] = name
+        self._evidence.reread(reread, addresses)
+        known = self._names
+        return KernelState(
+            links=tuple(_link(link, known) for link in there if link.index in own),
+            ports=tuple(
+                Port(link.name, known[link.master])
+                for link in there
+                if link.master and link.index not in own
+            ),
+            addresses=tuple(
+                Address(known[a.index], a.address) for a in addresses if _own_address(a, own, set())
+            ),
+        )
+
+    def _generation(self) -> int:
+        try:
+            return self._nft.generation()
+        except OSError as error:
+            raise _refused(error) from error
 
     def _things(self, site: str, links: list[RawLink], own: set[int]) -> tuple[Thing, ...]:
         sight = Sight(
@@ -177,20 +235,40 @@ class LinuxKernel:
     def sites(self) -> tuple[str, ...]:
         links, _addresses = self._dumps()
         found = {_site_of(link) for link in links}
-        for family, name in self._nft.table_names():
-            if name.startswith(table_name("")) and self._nft.table(family, name):
-                found.add(name.removeprefix(table_name("")))
+        found |= {
+            name.removeprefix(table_name("")) for _f, name, table in self._our_tables() if table
+        }
         return tuple(sorted(found - {""}))
+
+    def _our_tables(self) -> list[tuple[str, str, NftTable | None]]:
+        """Tables with a name of ours; None if they have no marker of ours."""
+        try:
+            return [
+                (family, name, self._nft.table(family, name))
+                for family, name in self._nft.table_names()
+                if name.startswith(table_name(""))
+            ]
+        except OSError as error:
+            raise _refused(error) from error
 
     def sysctls(self, keys: Iterable[str]) -> tuple[Sysctl, ...]:
         found = []
         for key in keys:
+            known = self._conf(key)
             try:
-                value = (_PROC_SYS / key).read_text()
+                value = _read(f"/proc/sys/{key}") if known is None else known
             except OSError:
                 continue
-            found.append(Sysctl(key, value.strip()))
+            found.append(Sysctl(key, value))
         return tuple(found)
+
+    def _conf(self, key: str) -> str | None:
+        """A sysctl of a link as the last look read it along with the link, of which there are
+        thousands; None of others."""
+        _net, version, _conf, name, *rest = key.split("/")
+        link = self._looked.get(name)
+        value = rtnl.conf_of(link, version, rest[0]) if link and rest else None
+        return None if value is None else str(value)
 
     def listings(self, tables: Iterable[NftTable]) -> tuple[NftTable, ...]:
         return tuple(
@@ -229,10 +307,7 @@ class LinuxKernel:
         ours: list[NftTable] = []
         others: list[NftTable] = []
         foreign = set()
-        for family, name in self._nft.table_names():
-            if not name.startswith(table_name("")):
-                continue
-            table = self._nft.table(family, name)
+        for family, name, table in self._our_tables():
             if table is None:
                 foreign.add((family, name))
             elif name == table_name(site):
@@ -255,14 +330,20 @@ class LinuxKernel:
                 batch.send()
                 group.append(step)
                 continue
-            writes += _change(group)
-            group = []
+            if group:
+                writes += _change(group)
+                group = []
             try:
+                if isinstance(step, DelLink):
+                    batch.add_removal(step)
+                    continue
+                if isinstance(step, SetSysctl) and batch.add_sysctl(step):
+                    continue
                 requests = self._requests(step, batch.index_of)
                 if requests is not None:
                     batch.add(step, requests)
                     continue
-                batch.send()
+                batch.send_before(step)
                 writes += self._perform(step)
             except OSError as error:
                 raise StepError(words(error), step) from error
@@ -277,11 +358,12 @@ class LinuxKernel:
         """A step that is not netlink messages, by itself."""
         match step:
             case NftChange():
-                self._nft.run(step.text())
+                transactions = self._nft.run(step.commands)
+                self._evidence.wrote(transactions, self._nft.generation())
                 self._forget(step)
                 return Writes(nft=len(step.commands))
             case SetSysctl(key, value):
-                (_PROC_SYS / key).write_text(value)
+                _write(f"/proc/sys/{key}", value)
                 return Writes(sysctl=1)
             case PutThing(thing, before):
                 return Writes(netlink=_driver(thing).put(self._socket, thing, before))
@@ -320,18 +402,14 @@ class LinuxKernel:
             case PutThing(thing, before):
                 packed = _packed(thing)
                 return packed.requests(thing, before, index_of) if packed else None
-            case DelLink() | DelAddress() | DelThing():
+            case DelAddress() | DelThing():
                 return self._removal(step, index_of)
-            case NftChange() | SetSysctl():
+            case _:
                 return None
 
-    def _removal(
-        self, step: DelLink | DelAddress | DelThing, index_of: IndexOf
-    ) -> list[nl.Request] | None:
+    def _removal(self, step: DelAddress | DelThing, index_of: IndexOf) -> list[nl.Request] | None:
         try:
             match step:
-                case DelLink(link):
-                    return [rtnl.delete(link.name)]
                 case DelAddress(link_name, address):
                     return [rtnl.del_address(index_of(link_name), address)]
                 case DelThing(thing):
@@ -363,6 +441,25 @@ def _change(steps: Sequence[PutThing | DelThing]) -> Writes:
 
 def _in_udp(link: Link) -> bool:
     return isinstance(link.params, Gretap) and link.params.fou is not None
+
+
+def _read(path: str) -> str:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 4096).decode().strip()
+    finally:
+        os.close(file)
+
+
+def _write(path: str, value: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, value.encode())
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(file)
 
 
 def _packed(thing: Thing) -> PackedDriver | None:

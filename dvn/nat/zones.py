@@ -194,8 +194,8 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
     elements["services"] |= {(bridge, *service.split("/")) for service in served(network)}
     if "udp/547" in served(network):
         elements["advertised"] = {one}
-    table = NftTable("inet", table_name(context.site.site), _sets(elements))
-    return KernelState(tables=(table,))
+    some = tuple(each for each in _sets(elements) if each.elements)
+    return KernelState(tables=(NftTable("inet", table_name(context.site.site), some),))
 
 
 def _sets(elements: Mapping[str, set[Element]]) -> tuple[NftSet, ...]:

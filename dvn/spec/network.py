@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Annotated, Literal
 
@@ -86,10 +87,17 @@ class Network(Model):
 
     def gateways(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
         """The gateway's address in each prefix: the declared one, else the first of the prefix."""
-        return tuple(_interface_of(prefix, self.gateway) for prefix in self.prefix)
+        return _gateways(self.prefix, self.gateway)
+
+
+@lru_cache(1 << 14)
+def _gateways(
+    prefixes: tuple[Prefix, ...], chosen: tuple[Address, ...]
+) -> tuple[IPv4Interface | IPv6Interface, ...]:
+    return tuple(_interface_of(prefix, chosen) for prefix in prefixes)
 
 
 def _interface_of(prefix: Prefix, chosen: tuple[Address, ...]) -> IPv4Interface | IPv6Interface:
     address = next((a for a in chosen if a in prefix), prefix[1])
-    text = f"{address}/{prefix.prefixlen}"
-    return IPv4Interface(text) if prefix.version == 4 else IPv6Interface(text)
+    pair = (int(address), prefix.prefixlen)
+    return IPv4Interface(pair) if prefix.version == 4 else IPv6Interface(pair)

@@ -18,7 +18,7 @@ from dvn.passes import EMPTY, Context, NetworkOf, Pass
 from dvn.spec import Network, Site
 
 OPENED4, OPENED6, ADVERTS = "opened4", "opened6", "adverts"
-_SETS = (OPENED4, ADVERTS, OPENED6)  # in the order of switching on
+SETS = (OPENED4, ADVERTS, OPENED6)  # in the order of switching on
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def switches(site: Site, host: Host) -> tuple[Switch, ...]:
 
 
 def _order(switch: Switch) -> tuple[int, str]:
-    return (_SETS.index(switch.set), switch.key)
+    return (SETS.index(switch.set), switch.key)
 
 
 def _switches(site: Site, host: Host, network: Network) -> Iterator[Switch]:
