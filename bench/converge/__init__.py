@@ -1,0 +1,1 @@
+"""How fast the engine makes, checks and changes thousands of networks, against `ip` and `nft`."""

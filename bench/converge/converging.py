@@ -1,0 +1,98 @@
+"""Cold start, no-op and small changes: ours, and `ip -batch` + `nft -f` with the same content."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.converge.content import make_site, with_another_nat, with_one_more
+from bench.converge.script import script_of
+from bench.converge.states import state_here
+from dvn.compile import compile_site
+from dvn.engine import Engine
+from dvn.kernel.linux import LinuxKernel
+from dvn.kernel.state import table_name
+from dvn.spec import Site
+
+NO_OPS, CHANGES = 5, 11
+
+
+def ours(site: Site, *, full: bool) -> dict[str, Any]:
+    """Seconds of a cold start; with `full` also of no-ops and changes, and the end state."""
+    engine = Engine(LinuxKernel())
+    found: dict[str, Any] = {}
+    found["cold"], found["cold_cpu"], applied = _timed(lambda: engine.apply(site))
+    found["steps"] = len(applied.steps)
+    found["writes"] = [applied.netlink_writes, applied.nft_writes, applied.sysctl_writes]
+    if not full:
+        return found
+    found["state"] = state_here()
+    times = [_timed(lambda: engine.apply(site)) for _ in range(NO_OPS)]
+    if any(applied.steps for _wall, _cpu, applied in times):
+        raise RuntimeError("a no-op wrote something")
+    found["noop"] = [wall for wall, _cpu, _applied in times]
+    found["reads"] = [_reads(site) for _ in range(NO_OPS)]
+    # The very first no-op of a process that knows nothing yet.
+    found["noop_fresh"] = _timed(lambda: Engine(LinuxKernel()).apply(site))[0]
+    count = sum(1 for _ in site.networks())
+    for name, change in (("add", with_one_more), ("nat", with_another_nat)):
+        rows = []
+        for number in range(CHANGES + 1):
+            site = change(site, count + number)
+            rows.append(_timed(lambda site=site: engine.apply(site)))  # type: ignore[misc]
+        found[f"{name}_first"] = rows[0][0]  # counts who holds what; the others know it
+        found[name] = [wall for wall, _cpu, _applied in rows[1:]]
+        found[f"{name}_cpu"] = [cpu for _wall, cpu, _applied in rows[1:]]
+        found[f"{name}_steps"] = len(rows[-1][2].steps)
+    return found
+
+
+def theirs(site: Site, *, full: bool) -> dict[str, Any]:
+    """Seconds of `ip -batch` and `nft -f` for the state that the engine would make."""
+    view = LinuxKernel().look(site.site)
+    state = compile_site(site, view.host).state
+    script = script_of(state)
+    Path("/run/bench.ip").write_text(script.ip)
+    Path("/run/bench.nft").write_text(script.nft)
+    begin = time.perf_counter()
+    subprocess.run(["ip", "-batch", "/run/bench.ip"], check=True)
+    middle = time.perf_counter()
+    subprocess.run(["nft", "-f", "/run/bench.nft"], check=True)
+    end = time.perf_counter()
+    found: dict[str, Any] = {"cold": end - begin, "ip": middle - begin, "nft": end - middle}
+    if full:
+        found["state"] = state_here()
+        begin = time.perf_counter()
+        for sysctl in state.sysctls:
+            Path("/proc/sys", sysctl.key).write_text(sysctl.value)
+        found["sysctls"] = time.perf_counter() - begin
+        found["left"] = list(Engine(LinuxKernel()).plan(site).lines()[:5])
+    return found
+
+
+def _reads(site: Site) -> float:
+    """Seconds of what `ip -j` and `nft -j` take to read the same objects."""
+    name = table_name(site.site)
+    begin = time.perf_counter()
+    for argv in (
+        ("ip", "-j", "link"),
+        ("ip", "-j", "address"),
+        ("nft", "-j", "list", "table", "inet", name),
+        ("nft", "-j", "list", "table", "bridge", name),
+    ):
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    cpu, begin = sum(os.times()[:2]), time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, sum(os.times()[:2]) - cpu, result
+
+
+def site_of(count: int) -> Site:
+    return make_site(count)

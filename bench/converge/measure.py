@@ -1,0 +1,106 @@
+"""Runs everything in turn, ours and theirs side by side, and works out the ratios."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from bench.converge import converging, standin
+from bench.converge.content import make_site
+from bench.converge.space import in_space
+from bench.converge.states import differences
+from lab.kernel import missing_features
+
+PARTS = ("cold", "restart", "paths", "peers")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`sizes`: small, middle, large; the change is compared between the first and the last."""
+
+    sizes: tuple[int, int, int]
+    runs: int
+    parts: tuple[str, ...]
+
+    @staticmethod
+    def of(options: argparse.Namespace) -> Wanted:
+        parts = tuple(options.only.split(",")) if options.only else PARTS
+        if options.quick:
+            return Wanted((5, 10, 40), 1, parts)
+        small, middle, large = map(int, options.sizes.split(","))
+        return Wanted((small, middle, large), options.runs, parts)
+
+
+def measure(wanted: Wanted) -> dict[str, Any]:
+    missing = missing_features()
+    if "gretap" in missing or any("GRE" in each for each in missing):
+        standin.stand_in()
+    figures: dict[str, Any] = {
+        "kernel": platform.release(),
+        "stand_in": "vxlan for gretap" if standin.is_stand_in() else "",
+        "missing_here": list(missing),
+        "sizes": list(wanted.sizes),
+        "runs": wanted.runs,
+    }
+    if "cold" in wanted.parts:
+        figures |= _converging(wanted)
+    return figures
+
+
+def _converging(wanted: Wanted) -> dict[str, Any]:
+    found: dict[str, Any] = {"by_size": {}}
+    for size in wanted.sizes:
+        found["by_size"][str(size)] = _at(size, wanted.runs)
+    small, middle, large = (found["by_size"][str(size)] for size in wanted.sizes)
+    for row, label in ((middle, "1000"), (large, "4000")):
+        found[f"cold_ratio_{label}"] = _ratio(row["ours"]["cold"], row["theirs"]["cold"])
+        found[f"noop_ratio_{label}"] = _ratio(row["ours"]["noop"], row["theirs"]["reads"])
+    found["growth_4000_1000"] = _ratio(large["ours"]["cold"], middle["ours"]["cold"])
+    slowest = {
+        size: max(median(row["ours"]["add"]), median(row["ours"]["nat"]))
+        for size, row in (("100", small), ("4000", large))
+    }
+    found["change_ms_4000"] = 1000 * slowest["4000"]
+    found["change_ratio_4000_100"] = slowest["4000"] / slowest["100"]
+    return found
+
+
+def _at(size: int, runs: int) -> dict[str, Any]:
+    site = make_site(size)
+    ours, theirs = [], []
+    for number in range(runs):
+        full = number == 0
+        ours.append(in_space(lambda full=full: converging.ours(site, full=full)))
+        theirs.append(in_space(lambda full=full: converging.theirs(site, full=full)))
+    unlike = differences(ours[0].pop("state"), theirs[0].pop("state"))
+    if unlike:
+        raise RuntimeError("the end states differ:\n" + "\n".join(unlike))
+    if theirs[0]["left"]:
+        raise RuntimeError(f"what ip and nft made is not what was wanted: {theirs[0]['left']}")
+    once = ours[0]
+    return {
+        "same_end_state": True,
+        "ours": {
+            "cold": [row["cold"] for row in ours],
+            "cold_cpu": [row["cold_cpu"] for row in ours],
+            **{key: value for key, value in once.items() if not key.startswith("cold")},
+        },
+        "theirs": {
+            "cold": [row["cold"] for row in theirs],
+            "ip": [row["ip"] for row in theirs],
+            "nft": [row["nft"] for row in theirs],
+            "sysctls": theirs[0]["sysctls"],
+            "reads": once["reads"],
+        },
+    }
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return median(ours) / median(theirs)
+
+
+Part = Callable[[Wanted], dict[str, Any]]

@@ -1,0 +1,77 @@
+"""Whether two namespaces are in the same state, as `ip` and `nft` tell it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+# What differs from one run to the next, or is a count.
+_PASSING = frozenset(
+    {
+        "ifindex", "link_index", "handle", "expires", "preferred_life_time", "valid_life_time",
+        "hello_timer", "tcn_timer", "topology_change_timer", "gc_timer", "bridge_id", "root_id",
+        "packets", "bytes", "operstate", "flags", "linkmode", "txqlen", "qdisc", "min_mtu",
+        "max_mtu", "protocol", "root_port", "stats", "stats64", "id", "no", "port_id",
+        "designated_port", "designated_bridge", "designated_root", "message_age_timer",
+        "forward_delay_timer", "hold_timer", "state", "address_of",
+    }
+)  # fmt: skip
+_MADE_UP = ("wan", "lo")
+
+
+def state_here() -> dict[str, Any]:
+    """Links, addresses and the whole ruleset, without what passes; sorted."""
+    links = [_plain(link) for link in _read("ip", "-j", "-d", "link") if not _set_up(link)]
+    for link in links:
+        if link.get("linkinfo", {}).get("info_kind") != "bridge":
+            link.pop("address", None)  # the kernel chose it
+    addresses = [
+        {"link": link["ifname"], "address": f"{a['local']}/{a['prefixlen']}"}
+        for link in _read("ip", "-j", "address")
+        for a in link.get("addr_info", ())
+        if not (_set_up(link) and a["local"].startswith("fe80:")) and link.get("ifname") != "lo"
+    ]
+    rules = [_plain(rule) for rule in _read("nft", "-j", "list", "ruleset")["nftables"]]
+    return {
+        "links": sorted(map(_text, links)),
+        "addresses": sorted(map(_text, addresses)),
+        "nft": sorted(_text(_sorted(rule)) for rule in rules if "metainfo" not in rule),
+    }
+
+
+def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    found = []
+    for key in one:
+        ours, theirs = set(one[key]), set(two[key])
+        found += [f"only ours: {text[:1000]}" for text in sorted(ours - theirs)[:3]]
+        found += [f"only theirs: {text[:1000]}" for text in sorted(theirs - ours)[:3]]
+    return found
+
+
+def _set_up(link: dict[str, Any]) -> bool:
+    return str(link.get("ifname", "")).startswith(_MADE_UP)
+
+
+def _read(*argv: str) -> Any:
+    return json.loads(subprocess.run(argv, check=True, capture_output=True).stdout or b"[]")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k not in _PASSING}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _sorted(rule: Any) -> Any:
+    """A set's elements in one order."""
+    for body in rule.values():
+        if isinstance(body, dict) and isinstance(body.get("elem"), list):
+            body["elem"] = sorted(body["elem"], key=_text)
+    return rule
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,62 @@
+"""The benchmark runs at all, on end states it has itself compared, and gives every figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.converge.content import make_site, with_another_nat, with_one_more
+from bench.converge.script import script_of
+from bench.converge.states import differences
+from dvn.compile import compile_site
+from dvn.known import difference
+from dvn.spec import check_site
+from tests.dvn.sites import a_kernel
+
+
+def test_the_sites_are_right_and_a_change_is_one_network() -> None:
+    site = make_site(45)
+    check_site(site)
+    grown, moved = with_one_more(site, 45), with_another_nat(site, 1)
+    check_site(grown)
+    check_site(moved)
+    found = difference(site, grown)
+    assert (len(found.before), len(found.after)) == (0, 2)
+    assert len(difference(site, moved).after) == 1
+
+
+def test_the_script_has_what_the_engine_would_make() -> None:
+    site = make_site(3)
+    state = compile_site(site, a_kernel().look(site.site).host).state
+    script = script_of(state)
+    for link in state.links:
+        assert f"link add {link.name} " in script.ip
+    for address in state.addresses:
+        assert f"address add {address.address} " in script.ip
+    assert all(f"add table {table.family} {table.name}" in script.nft for table in state.tables)
+
+
+def test_states_that_differ_are_told() -> None:
+    same = {"links": ["a"], "nft": ["b"]}
+    assert differences(same, same) == []
+    assert differences(same, {"links": ["a"], "nft": ["c"]}) == ["only ours: b", "only theirs: c"]
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(300)
+def test_it_runs_and_gives_its_figures(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    subprocess.run(
+        [sys.executable, "-m", "bench", "converge", "--quick", "--only", "cold", "--json", file],
+        check=True,
+        timeout=280,
+    )
+    figures = json.loads(file.read_text())
+    assert figures["stand_in"] == ""
+    for name in ("cold_ratio_1000", "cold_ratio_4000", "noop_ratio_4000", "change_ms_4000"):
+        assert figures[name] > 0
+    assert all(row["same_end_state"] for row in figures["by_size"].values())
