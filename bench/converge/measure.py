@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -74,8 +74,8 @@ def _at(size: int, runs: int) -> dict[str, Any]:
     ours, theirs = [], []
     for number in range(runs):
         full = number == 0
-        ours.append(in_space(lambda full=full: converging.ours(site, full=full)))
-        theirs.append(in_space(lambda full=full: converging.theirs(site, full=full)))
+        ours.append(in_space(partial(converging.ours, site, full=full)))
+        theirs.append(in_space(partial(converging.theirs, site, full=full)))
     unlike = differences(ours[0].pop("state"), theirs[0].pop("state"))
     if unlike:
         raise RuntimeError("the end states differ:\n" + "\n".join(unlike))
@@ -102,5 +102,3 @@ def _at(size: int, runs: int) -> dict[str, Any]:
 def _ratio(ours: list[float], theirs: list[float]) -> float:
     return median(ours) / median(theirs)
 
-
-Part = Callable[[Wanted], dict[str, Any]]
