@@ -101,4 +101,3 @@ def _at(size: int, runs: int) -> dict[str, Any]:
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
     return median(ours) / median(theirs)
-

@@ -13,6 +13,7 @@ from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
 from dvn.kernel.rtnl import RawLink
 from dvn.kernel.state import Gretap, Params
+from dvn.kernel.things import IndexOf
 
 _ID, _GROUP, _LOCAL, _LEARNING, _PORT = 1, 2, 4, 7, 15  # IFLA_VXLAN_*
 _state = {"on": False}
@@ -22,9 +23,9 @@ def stand_in() -> None:
     """From now on this process makes and reads vxlan for gretap."""
     own_info, own_params = rtnl._info, rtnl.params_of
 
-    def info(params: Params) -> bytes:
+    def info(params: Params, index_of: IndexOf) -> bytes:
         if not isinstance(params, Gretap):
-            return own_info(params)
+            return own_info(params, index_of)
         data = (
             nl.u32(_ID, params.key),
             nl.attribute(_GROUP, socket.inet_aton(params.remote)),
