@@ -1,0 +1,281 @@
+"""The fault matrix and kills on a real kernel; nothing slips through while rules change."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import cycle
+
+import pytest
+
+from dvn import located
+from dvn.engine import Engine
+from dvn.kernel.linux import LinuxKernel
+from dvn.kernel.nftcommands import DelTable, LoadTable
+from dvn.kernel.state import NftTable
+from dvn.kernel.steps import NftChange
+from dvn.spec import Site, parse_site
+from lab.hosts import Lab
+from tests.dvn.change_place import GOOD, TAP3, WITH_A_SERVICE, ChangePlace
+from tests.dvn.faults import (
+    KINDS,
+    MOST_PASSES,
+    Fault,
+    FaultyNft,
+    FaultySocket,
+    Kind,
+    passes_until,
+    points,
+)
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
+
+EMPTY = Site.model_validate({"site": "cnaf"})
+FOREIGN = """
+ip link add br-foreign type bridge && ip address add 192.0.2.77/32 dev br-foreign
+nft 'add table inet foreign; add chain inet foreign f { type filter hook forward priority 5; };
+ add rule inet foreign f counter comment "theirs"; add table bridge foreign'
+"""
+THEIRS = (
+    "ip -o address show br-foreign; ip -o address show op0; ip -o link show br-foreign;"
+    "nft -s list table inet foreign; nft list table bridge foreign"
+)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[ChangePlace]:
+    with Lab() as lab:
+        made = ChangePlace(lab)
+        made.gw.script(FOREIGN)
+        yield made
+
+
+def site(text: str) -> Site:
+    return parse_site(located.loads(text))
+
+
+CHANGES = {
+    "the first": (EMPTY, site(GOOD)),
+    "a service more": (site(GOOD), site(WITH_A_SERVICE)),
+    "the last": (site(GOOD), EMPTY),
+}
+
+
+class FaultyKernel(LinuxKernel):
+    def __init__(self, fault: Fault) -> None:
+        super().__init__()
+        self._open_socket = FaultySocket(fault)
+        self._open_nft = FaultyNft(fault)
+
+
+def apply_with(fault: Fault, first: Site, second: Site) -> int:
+    """The passes it takes; runs in the gateway. Before and after, another engine with sockets of
+    its own makes the first site, and looks at what there is."""
+    with closing(LinuxKernel()) as sound, closing(FaultyKernel(fault)) as faulty:
+        Engine(sound).apply(first)
+        passes = passes_until(Engine(faulty), second)
+        assert Engine(sound).plan(second).steps == ()
+    return passes
+
+
+def matrix(place: ChangePlace, kinds: tuple[Kind, ...], stride: int) -> Counter[int]:
+    worst: Counter[int] = Counter()
+    before = place.gw.script(THEIRS).stdout
+    for first, second in CHANGES.values():
+        counting = Fault(None, KINDS[0])
+        assert place.gw.inside(partial(apply_with, counting, first, second)) == 1
+        for kind in kinds:
+            for at in points(counting.calls, stride):
+                fault = Fault(at, kind)
+                passes = place.gw.inside(partial(apply_with, fault, first, second))
+                assert fault.consumed
+                worst[passes] += 1
+    assert place.gw.script(THEIRS).stdout == before
+    assert max(worst) <= MOST_PASSES
+    return worst
+
+
+def test_calls_to_the_kernel_may_fail_once(
+    place: ChangePlace, record_property: Callable[[str, object], None]
+) -> None:
+    worst = matrix(place, (KINDS[1], KINDS[6]), 11)
+    record_property("fault_points", worst.total())
+    record_property("worst_passes", max(worst))
+
+
+@pytest.mark.long
+def test_any_call_to_the_kernel_may_fail_once(
+    place: ChangePlace, record_property: Callable[[str, object], None]
+) -> None:
+    worst = matrix(place, KINDS, 1)
+    record_property("fault_points", worst.total())
+    record_property("worst_passes", max(worst))
+
+
+KILLS = """
+import json, os, signal, sys
+from dvn import located
+from dvn.engine import Engine
+from dvn.kernel.linux import LinuxKernel
+from dvn.spec import parse_site
+
+class Dies(LinuxKernel):
+    def carry_out(self, steps):
+        for number, step in enumerate(steps):
+            if number == left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().carry_out([step])
+
+def state():
+    found = Engine().show("cnaf")
+    parts = (found.links, found.ports, found.addresses, found.things)
+    tables = [(t.family, sorted(map(repr, t.chains)), sorted((s.name, *map(str, sorted(s.elements)))
+              for s in t.sets)) for t in found.tables]
+    return [sorted(map(repr, part)) for part in parts] + [sorted(map(repr, tables))]
+
+first, second = (parse_site(located.loads(text)) for text in json.loads(sys.argv[1]))
+stride, done = int(sys.argv[2]), 0
+Engine().apply(first)
+steps = len(Engine().plan(second).steps)
+Engine().apply(second)
+wanted = state()
+for left in range(0, steps, stride):
+    Engine().apply(first)
+    child = os.fork()
+    if child == 0:
+        Engine(Dies()).apply(second)
+        os._exit(3)
+    status = os.waitpid(child, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    Engine().apply(second)
+    assert Engine().plan(second).steps == ()
+    assert state() == wanted, left
+    done += 1
+print(json.dumps([steps, done]))
+"""
+
+
+@pytest.mark.parametrize(
+    "stride", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize(
+    "texts", [("site: cnaf", GOOD), (GOOD, "site: cnaf")], ids=["the first", "the last"]
+)
+def test_killed_between_two_steps_a_restart_finishes_it(
+    place: ChangePlace, texts: tuple[str, str], stride: int
+) -> None:
+    before = place.gw.script(THEIRS).stdout
+    done = place.python(KILLS, json.dumps(texts), str(stride))
+    assert done.returncode == 0, done.stderr
+    steps, kills = json.loads(done.stdout)
+    assert kills == len(range(0, steps, stride))
+    assert place.gw.script(THEIRS).stdout == before
+
+
+class Sender:
+    """Sends UDP datagrams from a host to several addresses, as fast as they go, in a thread."""
+
+    def __init__(self, place: ChangePlace, host: str, targets: list[tuple[str, int]]) -> None:
+        def open_() -> socket.socket:
+            return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+        self._socket = place.hosts[host].inside(open_)
+        self._targets = targets
+        self._stopping = False
+        self.sent = 0
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    def _send(self) -> None:
+        for target in cycle(self._targets):
+            if self._stopping:
+                return
+            try:
+                self._socket.sendto(struct.pack("!I", self.sent), target)
+                self.sent += 1
+            except OSError:
+                continue  # an ICMP error of the datagram before
+            time.sleep(0.0005)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._thread.join(10)
+        self._socket.close()
+
+
+class Receiver:
+    """Counts what comes to a UDP port of a host."""
+
+    def __init__(self, place: ChangePlace, host: str, port: int) -> None:
+        def open_() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("0.0.0.0", port))
+            sock.setblocking(False)
+            return sock
+
+        self._socket = place.hosts[host].inside(open_)
+
+    def count(self) -> int:
+        found = 0
+        while True:
+            try:
+                self._socket.recv(64)
+            except BlockingIOError:
+                return found
+            found += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+FILTERED = GOOD.replace(TAP3, "{interface: tap3, address: 10.9.0.3, mac: '%s'}")
+
+
+def test_nothing_slips_through_while_rules_change(place: ChangePlace) -> None:
+    """m1 (cms) sends to m2 (atlas) and to the gateway, all the time. The gateway routes between
+    their bridges, so that only the filters keep them apart: those are added to, rewritten, and
+    loaded anew as a whole, again and again. The controls: what is allowed arrives meanwhile, and
+    without the tables the same datagrams do reach m2."""
+    mac = place.hosts["m1"].script("cat /sys/class/net/eth0/address").stdout.strip()
+    variants = [
+        site(GOOD.replace("prefix: 10.9.0.0/24,", "prefix: 10.9.0.0/24, services: [udp/7],"))
+    ]
+    variants.append(site(FILTERED.replace("prefix: 10.9.0.0/24,",
+                    "prefix: 10.9.0.0/24, services: [udp/7, tcp/22],") % mac))  # fmt: skip
+    place.gw.inside(lambda: Engine().apply(variants[0]))
+    forbidden, allowed = Receiver(place, "m2", 7), Receiver(place, "gw", 7)
+    sender = Sender(place, "m1", [("10.8.0.4", 7), ("10.9.0.1", 7)])
+
+    def change(times: int) -> None:
+        with closing(LinuxKernel()) as kernel:
+            engine = Engine(kernel)
+            for number in range(times):
+                engine.apply(variants[number % 2])
+                # And each table as a whole, as an undo writes it.
+                kernel.carry_out(_reloads(engine.before(variants[0]).tables))
+
+    try:
+        place.gw.inside(lambda: change(12))
+        assert allowed.count() > 50
+        assert forbidden.count() == 0
+        sent = sender.sent
+        assert sent > 100
+        place.gw.script("nft delete table inet dvn-cnaf; nft delete table bridge dvn-cnaf")
+        place.gw.script("for i in 1 2 3 4 5; do sleep 0.1; done")
+        assert forbidden.count() > 0
+    finally:
+        sender.stop()
+        forbidden.close()
+        allowed.close()
+        place.gw.inside(lambda: Engine().apply(site(GOOD)))
+
+
+def _reloads(tables: tuple[NftTable, ...]) -> list[NftChange]:
+    return [NftChange((DelTable((table.family, table.name)), LoadTable(table))) for table in tables]
