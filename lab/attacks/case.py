@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -56,13 +56,25 @@ def markers(data: bytes) -> Iterable[tuple[int, Role]]:
 
 @dataclass(frozen=True)
 class Shot:
-    """One frame, put on an interface of a host as it is; `times` copies."""
+    """One frame, put on an interface of a host as it is. Of `times` copies each has the next
+    number at `sweep`, the place of 16 bits such as a UDP port (without a checksum); 0: none has."""
 
     phase: Phase
     host: str
     interface: str
     frame: bytes
     times: int = 1
+    sweep: int = 0
+
+    def frames(self) -> Iterator[bytes]:
+        yield self.frame
+        first = int.from_bytes(self.frame[self.sweep : self.sweep + 2], "big")
+        for more in range(1, self.times):
+            if not self.sweep:
+                yield self.frame
+                continue
+            number = ((first + more) & 0xFFFF).to_bytes(2, "big")
+            yield self.frame[: self.sweep] + number + self.frame[self.sweep + 2 :]
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,10 @@ class Case:
             "source": self.source,
             "family": self.family,
             "attacker": self.attacker,
-            "shots": [[s.phase, s.host, s.interface, s.frame.hex(), s.times] for s in self.shots],
+            "shots": [
+                [s.phase, s.host, s.interface, s.frame.hex(), s.times, s.sweep]
+                for s in self.shots
+            ],
             "leaks_at": sorted(self.leaks_at),
             "arrives_at": sorted(self.arrives_at),
             "control": self.control,
@@ -109,8 +124,8 @@ class Case:
     @staticmethod
     def of_json(body: dict[str, Any]) -> Case:
         shots = tuple(
-            Shot(Phase(phase), host, interface, bytes.fromhex(frame), times)
-            for phase, host, interface, frame, times in body["shots"]
+            Shot(Phase(phase), host, interface, bytes.fromhex(frame), times, sweep)
+            for phase, host, interface, frame, times, sweep in body["shots"]
         )
         return Case(
             **{

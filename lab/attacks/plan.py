@@ -46,6 +46,7 @@ _NOT_WALKED: Mapping[str, str] = {
     "forged-error": "the walk does not look into ICMP errors",
     "blind-injection": "the walk does not follow TCP windows",
     "untranslated": "the walk does not follow TCP windows",
+    "exhaustion": "the walk has no limits to run into",
 }
 
 

@@ -96,8 +96,8 @@ class Wires:
     def inject(self, shots: Iterable[Shot]) -> None:
         for shot in shots:
             sock = self._senders[shot.host, shot.interface]
-            for _ in range(shot.times):
-                sock.send(shot.frame)
+            for frame in shot.frames():
+                sock.send(frame)
                 self.sent += 1
 
     def read(self, into: Sightings) -> int:

@@ -84,6 +84,12 @@ def test_every_way_in_attacks_every_other_network_by_every_protocol() -> None:
     assert len(found) == len(attackers) * 2 * (len(ground.NETS) - 1)
 
 
+def test_a_swept_shot_has_a_frame_for_each_number() -> None:
+    shot = Shot(Phase.ATTACK, "r1", "eth0", b"ab\xff\xffcd", times=3, sweep=2)
+    assert list(shot.frames()) == [b"ab\xff\xffcd", b"ab\0\0cd", b"ab\0\1cd"]
+    assert list(replace(shot, sweep=0).frames()) == [shot.frame] * 3
+
+
 def test_cases_survive_being_written() -> None:
     some = whole()[::97]
     assert load(dump(some)) == some

@@ -40,6 +40,7 @@ class Send:
     phase: Phase = Phase.ATTACK
     role: Role = Role.ATTACK
     times: int = 1
+    sweep: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _case(number: int, attack: Attack, draft: Draft) -> Case:
     for send in draft.sends:
         nic = NICS[send.at]
         frame = bytes(send.make(tags[send.role]))
-        shots.append(Shot(send.phase, nic.host, nic.interface, frame, send.times))
+        shots.append(Shot(send.phase, nic.host, nic.interface, frame, send.times, send.sweep))
     return Case(
         number=number,
         attack=attack.name,

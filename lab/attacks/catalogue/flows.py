@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Raw
@@ -286,6 +287,38 @@ def _slipstream() -> Iterator[Draft]:
             )  # fmt: skip
 
 
+# -- using it up ----------------------------------------------------------------------------------
+
+FLOOD = 1000  # flows of one flood; all floods of a run come together
+_UDP_SOURCE = 14 + 20  # where a UDP source port is in a frame
+
+
+def _exhaustion() -> Iterator[Draft]:
+    """One network opens flow after flow to one server; others must still get new ones there."""
+    for net in _NATTED:
+        attacker = at_port(net.machines[0])
+
+        def flood(tag: Tag, attacker: Vantage = attacker) -> Packet:
+            segment = UDP(sport=1024, dport=UDP_SERVICE, chksum=0)
+            return IP(src=attacker.ip4, dst=WEB4) / segment / Raw(_QUIET)
+
+        send = replace(
+            attacker.send(attacker.through_gateway(flood)), times=FLOOD, sweep=_UDP_SOURCE
+        )
+        for other in (each for each in _NATTED if each != net):
+            victim = _victim(other)
+            after = victim.send(
+                victim.through_gateway(bound(lambda tag, ip4: udp(ip4, WEB4, tag), ip4=victim.ip4)),
+                Phase.AFTER,
+                Role.CONTROL,
+            )
+            yield Draft(
+                f"{net.full} against {other.full}", 4, attacker.name, (send, after),
+                frozenset(), "a new connection of the other network reaches the same server",
+                frozenset({"web"}),
+            )  # fmt: skip
+
+
 ATTACKS = (
     Attack("flow-spoof", "sends packets that fit another tenant's flow",
            "CVE-2019-14899; RFC 4787, 5", _into_flows),
@@ -293,6 +326,7 @@ ATTACKS = (
            "RFC 5927; CVE-2004-0790, -0791", _forged_errors),
     Attack("blind-injection", "guesses its way into a TCP connection", "RFC 5961; CVE-2004-0230",
            _windows),
+    Attack("exhaustion", "uses up the NAT's flows", "RFC 4732, 2.2; CWE-770", _exhaustion),
     Attack("untranslated", "leaves the NAT with an inside address", "RFC 5382, REQ-10; CWE-200",
            _untranslated),
     Attack("slipstreaming", "has a helper open a port by what the victim says",
