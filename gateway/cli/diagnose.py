@@ -185,6 +185,52 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
                 raise fail(f"{to}: {error.strerror}", output, WRONG_INPUT) from None
             line(f"{to}: written")
 
+    @app.command(rich_help_panel=PANEL)
+    def capture(
+        what: Annotated[
+            str,
+            typer.Argument(
+                metavar="NETWORK|TUNNEL",
+                help="TENANT/NETWORK, TENANT/NETWORK:PORT, TENANT/TUNNEL or an interface.",
+            ),
+        ],
+        file: File,
+        filter_: Annotated[
+            str, typer.Option("--filter", metavar="EXPRESSION", help="As tcpdump's: 'tcp port 22'.")
+        ] = "",
+        write: Annotated[
+            str | None,
+            typer.Option(
+                "--write", "-w", metavar="PCAP", help="Also into a file; - for standard output."
+            ),
+        ] = None,
+        count: Annotated[
+            int | None, typer.Option("--count", "-c", min=1, help="Stop after so many.")
+        ] = None,
+        seconds: Annotated[
+            float | None, typer.Option("--seconds", min=0.0, help="Stop after so long.")
+        ] = None,
+        snaplen: Annotated[
+            int, typer.Option("--snaplen", min=64, help="Bytes kept of each.")
+        ] = 262144,
+        outer: Annotated[
+            bool, typer.Option("--outer", help="Of a tunnel: what carries it, on the underlay.")
+        ] = False,
+    ) -> None:
+        """Show the frames of a network or a tunnel as they pass.
+
+        A network is listened to at its bridge, behind the filters; a port before them.
+        `-w FILE` keeps them for Wireshark: `-w -` for a pipe.
+        """
+        from gateway.capture import Limits, run, target
+
+        if not file.exists() and Path(what).exists():
+            what, file = str(file), Path(what)  # in the other commands the file comes first
+        with session(Format.TEXT):
+            site, _doc = loader(file)
+            place = target(site, what, outer=outer)
+            run(place, filter_, write, Limits(count, seconds, snaplen))
+
 
 def _known_tenants(site: Site, names: Iterable[str]) -> None:
     from dvn.forms import nearest

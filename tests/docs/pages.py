@@ -24,6 +24,7 @@ READS = frozenset(
         ("explain",),
         ("doctor",),
         ("graph",),
+        ("capture",),
         ("gateway", "status"),
         ("burst", "status"),
         ("burst", "leases"),

@@ -49,6 +49,7 @@ COMMANDS = {
         "explain",
         "doctor",
         "graph",
+        "capture",
         "destroy",
         "gateway",
         "burst",
@@ -56,7 +57,7 @@ COMMANDS = {
     ("gateway",): {"run", "status"},
     ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan"},
 }
-WITHOUT_JSON = {("gateway", "run")}
+WITHOUT_JSON = {("gateway", "run"), ("capture",)}
 
 
 def tree(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

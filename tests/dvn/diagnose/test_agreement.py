@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from dvn import located
+from dvn.diagnose.build import Described, build
+from dvn.diagnose.capturing import Capture
 from dvn.diagnose.describe import describe
 from dvn.diagnose.flows import Flows
 from dvn.diagnose.frames import Packet
@@ -18,7 +20,7 @@ from dvn.engine import Engine
 from dvn.spec import parse_site
 from lab.host import Host
 from lab.hosts import Lab
-from tests.dvn.diagnose.agreement import Seen, Sent, Wires
+from tests.dvn.diagnose.agreement import Seen, Sent, Wires, numbered
 from tests.dvn.diagnose.packets import Generator, Station
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
@@ -188,6 +190,25 @@ def test_five_hundred_packets_come_out_where_the_walk_says(place: Place) -> None
     delivered = [walk for walk in walks.values() if walk.exits]
     assert 100 < len(delivered) < len(sent) - 100
     assert {"host", "wan0", "tap3", "tap4", "tap6"} <= {d for w in delivered for d in w.devices}
+
+
+def test_a_capture_has_what_passed_and_nothing_else(place: Place) -> None:
+    """Behind the bridge's filters: what they drop is not seen there."""
+    tap3, tap4 = place.stations[0], place.stations[1]
+    honest = Described(tap3.four, tap4.four, "udp", mac=tap3.mac, to_mac=tap4.mac, dport=53)
+    packets = [
+        replace(honest, payload=numbered(900001)),
+        replace(honest, payload=numbered(900002), dport=54),
+        replace(honest, payload=numbered(900003), mac="02:00:00:00:00:99"),
+        replace(honest, payload=numbered(900004)),
+    ]
+    capture = place.gateway.inside(lambda: Capture("b-cms-farm", filter_="udp port 53"))
+    with capture:
+        place.wires.send([Sent(n, "tap3", build(p)) for n, p in enumerate(packets)])
+        limits = iter([5.0, 5.0, 0.0])
+        frames = [*capture.frames(lambda: next(limits))]
+    assert [f.data for f in frames] == [build(packets[0]).frame, build(packets[3]).frame]
+    assert all(f.length == len(f.data) and f.time_ns > 0 for f in frames)
 
 
 def _exits(walk: Walk) -> frozenset[str]:
