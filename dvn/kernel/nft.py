@@ -244,6 +244,23 @@ class Nft:
         """nft's own text of a table, without counters' values; `nft -f` takes it back."""
         return self._writer.run(f"list table {family} {name}")
 
+    def dropped(self, family: str, name: str) -> tuple[tuple[str, str, int, int], ...]:
+        """(chain, comment, packets, bytes) of each rule of a table that counts what it drops."""
+        reader = _Context(_JSON | _TERSE)
+        try:
+            items = json.loads(reader.run(f"list table {family} {name}"))["nftables"]
+        finally:
+            reader.close()
+        found = []
+        for rule in _bodies(items, "rule"):
+            parts = [part for part in rule.get("expr", ()) if isinstance(part, dict)]
+            counters = [part["counter"] for part in parts if part.get("counter")]
+            if counters and any("drop" in part or "reject" in part for part in parts):
+                count = counters[0]
+                why = rule.get("comment", "")
+                found.append((rule["chain"], why, count["packets"], count["bytes"]))
+        return tuple(found)
+
     def ruleset(self) -> str:
         """nft's own text of every table, whoever made it, without counters' values."""
         return self._writer.run("list ruleset")

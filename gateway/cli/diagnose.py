@@ -162,7 +162,7 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
 
         with session(output):
             site, _doc = loader(file)
-            _known_tenants(site, tenant or ())
+            known_tenants(site, tenant or ())
             seen = None
             if live:
                 site, seen = _seen(site)
@@ -232,7 +232,8 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
             run(place, filter_, write, Limits(count, seconds, snaplen))
 
 
-def _known_tenants(site: Site, names: Iterable[str]) -> None:
+def known_tenants(site: Site, names: Iterable[str]) -> None:
+    """Raises SpecError for a tenant the site has not."""
     from dvn.forms import nearest
     from dvn.problems import Problem, SpecError
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli import change, diagnose
-from gateway.cli.output import Format, Output, as_json, counted, line, table
+from gateway.cli import change, diagnose, showing
+from gateway.cli.output import Format, Output, as_json, counted, line
 from gateway.cli.session import PANEL, File, engine, session
 
 if TYPE_CHECKING:
-    from dvn.engine import Engine
     from dvn.located import Located
     from dvn.spec import Site
     from gateway.cli.session import Loader
@@ -54,51 +53,27 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
     diagnose.add_to(app, loader)
 
     @app.command(rich_help_panel=PANEL)
-    def show(file: File, output: Output = Format.TEXT) -> None:
-        """Show what the kernel has of FILE's site."""
+    def show(
+        file: File,
+        tenant: Annotated[
+            list[str] | None, typer.Option("--tenant", help="Only this one; may be repeated.")
+        ] = None,
+        devices: Annotated[
+            bool, typer.Option("--devices", help="Each link and nft table of the site, too.")
+        ] = False,
+        output: Output = Format.TEXT,
+    ) -> None:
+        """Show what the kernel has of FILE's site: networks, ports, tunnels, drops.
+
+        With the packets each counted, and which rules dropped how many.
+        """
         with session(output):
             site, _doc = loader(file)
-            _show(engine(), site.site, output)
+            if tenant:
+                diagnose.known_tenants(site, tenant)
+            showing.show(engine(), site, output, tenants=tenant or (), devices=devices)
 
     return app
-
-
-def _show(kernel: Engine, site: str, output: Format) -> None:
-    import dataclasses
-
-    from dvn.present import state_to_json
-
-    state = state_to_json(kernel.show(site))
-    tunnels = kernel.tunnels(site)
-    if output is Format.JSON:
-        counters = {name: dataclasses.asdict(found) for name, found in tunnels.items()}
-        as_json({"ok": True, "site": site, **state, "tunnels": counters})
-        return
-    if not state["links"] and not state["nft_tables"]:
-        line(f"nothing of site {site} is in the kernel")
-        return
-    rows = [
-        [
-            link["name"],
-            link["kind"],
-            "up" if link["up"] else "down",
-            link["mtu"],
-            link["master"],
-            link["stamp"].split(":", 2)[-1],
-            " ".join(a["address"] for a in state["addresses"] if a["link"] == link["name"]),
-        ]
-        for link in state["links"]
-    ]
-    table("Links", ["link", "kind", "state", "mtu", "bridge", "what", "addresses"], rows)
-    if tunnels:
-        rows = [
-            [name, t.local, t.remote, t.key, t.rx_packets, t.rx_bytes, t.tx_packets, t.tx_bytes]
-            for name, t in sorted(tunnels.items())
-        ]
-        columns = ["tunnel", "local", "remote", "key", "rx", "rx bytes", "tx", "tx bytes"]
-        table("Tunnels", columns, rows)
-    rows = [[t["family"], t["name"], t["rules"], t["elements"]] for t in state["nft_tables"]]
-    table("nft tables", ["family", "table", "rules", "elements"], rows)
 
 
 app = make_app()
