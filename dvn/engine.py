@@ -141,6 +141,8 @@ class Engine:
             raise _not_as_told(left, how, undone=undone)
         known.done(change)
         self._known = known
+        if forwarding.switches_in(change.plan):
+            self._remember(site.site, known.state().tables)
         return _applied(change.plan, writes, ())
 
     def _touched(self, change: Change) -> KernelState:

@@ -43,6 +43,7 @@ class Fight:
     """
 
     count: int = 0  # of the repair that was made last, within the window
+    who: str = ""  # as far as it was known at any time
     _repairs: deque[tuple[float, tuple[str, ...]]] = field(default_factory=deque)
     _wait: float = 0.0
     _not_before: float = 0.0

@@ -23,7 +23,7 @@ from dvn.change import blame
 from dvn.change.drift import Debounce, Fight
 from dvn.change.foreign import Dropper, ForeignRules, Ours
 from dvn.change.names import AGENT, call_thread
-from dvn.change.watch import Event, Interest, Watch, concerns, is_foreign_nft
+from dvn.change.watch import Event, Interest, Watch, concerns, is_echo, is_foreign_nft
 from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
 from dvn.kernel.driver import KernelError
@@ -215,7 +215,6 @@ class Keeper:
             parents = {event.pid: blame.parent_of(event.pid) for event in events if event.pid}
             for name in self._target.wanted():
                 self._look(name, events, parents)
-            # What our own writes announced: the look that followed them has seen all of it.
             self._take_echo(watch)
         due = self._rules.due()
         if due is not None and self._clock() >= due:
@@ -225,9 +224,9 @@ class Keeper:
             self._name(rules.look(_ours(self._target), changed))
 
     def _take_echo(self, watch: Watch) -> None:
-        for event in watch.read():
-            if is_foreign_nft(event):
-                self._take([event])
+        """What our own writes announced needs no look: one followed them and has seen all of it.
+        What the kernel says that somebody else did to nftables stays an event."""
+        self._take(event for event in watch.read() if event.kind == "nft" and not is_echo(event))
 
     def _look(self, name: str, events: list[Event], parents: Mapping[int, str]) -> None:
         now = self._clock()
@@ -237,6 +236,8 @@ class Keeper:
             self._next_resync = min(self._next_resync, held)
             return
         who = self._who(events, parents)
+        if who:
+            fight.who = who
         try:
             applied = self._target.repair(name)
         except (KernelError, SpecError, RuntimeError) as error:
@@ -251,21 +252,21 @@ class Keeper:
                 return
             fight.repaired(now, applied.steps)
             self._report(name, "repaired", who, applied.steps, "")
-        self._hold(name, fight, who)
+        self._hold(name, fight)
 
-    def _hold(self, name: str, fight: Fight, who: str) -> None:
+    def _hold(self, name: str, fight: Fight) -> None:
         """Say that a fight is on, if one is."""
         now = self._clock()
         held = fight.held_until(now)
         if held is None:
             return
         words = (
-            f"{who or 'somebody'} undoes what is repaired, {fight.count} times within a "
+            f"{fight.who or 'somebody'} undoes what is repaired, {fight.count} times within a "
             f"minute: the next repair waits {held - now:.0f} s; stop one of the two"
         )
         self._status.held[name] = words
         self._next_resync = min(self._next_resync, held)
-        self._report(name, "held", who, (), words)
+        self._report(name, "held", fight.who, (), words)
 
     def _who(self, events: list[Event], parents: Mapping[int, str]) -> str:
         return blame.culprit(events, blame.running(), parents) if events else ""

@@ -68,7 +68,7 @@ def route_to(address: str) -> Route:
     body = header + nl.attribute(RTA_DST, target.packed)
     sock = nl.Socket()
     try:
-        payload = sock.get(RTM_GETROUTE, body, f"route to {address}")
+        payload = sock.ask(RTM_GETROUTE, body, f"route to {address}")
     except nl.NetlinkError as error:
         unreachable = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
         if error.errno in unreachable:

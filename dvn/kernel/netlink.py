@@ -300,19 +300,6 @@ class Socket:
             errno.EINTR, f"{what}: the kernel's tables change faster than they read"
         )
 
-    def get(self, kind: int, body: bytes, what: str) -> bytes:
-        """One object, such as the route to an address. Raises NetlinkError if it is refused."""
-        self._sequence += 1
-        header = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, self._sequence, 0)
-        self._socket.send(header + body)
-        while True:
-            for got, flags, sequence, payload in messages(self._receive()):
-                if sequence != self._sequence:
-                    continue
-                if got == NLMSG_ERROR:
-                    raise error_of(payload, flags, what) or NetlinkError(errno.EPROTO, what)
-                return payload
-
     def _dump(self, kind: int, body: bytes, what: str) -> tuple[list[bytes], bool]:
         self._sequence += 1
         header = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)

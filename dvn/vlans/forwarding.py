@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from dvn.kernel.nftcommands import AddElements, DelElements
 from dvn.kernel.state import Element, Host, KernelState, NftSet, NftTable, Sysctl, table_name
+from dvn.kernel.steps import NftChange, Plan
 from dvn.passes import EMPTY, Context, NetworkOf, Pass
 from dvn.spec import Network, Site
 
@@ -140,6 +142,16 @@ def remembered(tables: Iterable[NftTable]) -> Iterator[Switch]:
     for name, element in sorted(found):
         if name in made:
             yield made[name](element[0])
+
+
+def switches_in(plan: Plan) -> bool:
+    """Whether the plan changes what our sets say that we switched."""
+    return any(
+        isinstance(command, AddElements | DelElements) and command.set.name in SETS
+        for step in plan.steps
+        if isinstance(step, NftChange)
+        for command in step.commands
+    )
 
 
 def switched_back(

@@ -14,6 +14,8 @@ from dvn.kernel import netlink as nl
 from dvn.kernel.driver import KernelError, StepError
 from dvn.kernel.fake import FakeKernel
 from dvn.kernel.nft import Nft
+from dvn.kernel.nftcommands import NftCommand
+from dvn.kernel.state import NftTable
 from dvn.kernel.steps import Step, Writes
 from dvn.spec import Site
 
@@ -95,52 +97,63 @@ class FaultyFake:
 
 
 class FaultySocket(nl.Socket):
-    """A route netlink socket of which one request, or one dump, fails."""
+    """A route netlink socket of which one request, question or dump fails."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__()
         self.fault = fault
 
     def send_steps(self, steps: Iterable[Sequence[nl.Request]]) -> None:
-        rows = list(steps)
-        for number, requests in enumerate(rows):
-
-            def refusal(text: str, number: int = number) -> nl.NetlinkError:
-                error = nl.NetlinkError(self.fault.kind.errno, text)
-                error.step = number
-                return error
-
+        for number, requests in enumerate(list(steps)):
+            refusal = partial(self._refusal, number=number)
             self.fault.call("send", partial(super().send_steps, [requests]), refusal)
 
     def dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
-        act = super().dump
-
-        def refusal(text: str) -> nl.NetlinkError:
-            return nl.NetlinkError(self.fault.kind.errno, text)
-
-        found: list[bytes] = self.fault.call(what, lambda: act(kind, body, what), refusal)
+        act = partial(super().dump, kind, body, what)
+        found: list[bytes] = self.fault.call(what, act, self._refusal)
         return found
+
+    def ask_each(self, kind: int, bodies: Sequence[bytes], what: str) -> list[bytes | None]:
+        act = partial(super().ask_each, kind, bodies, what)
+        found: list[bytes | None] = self.fault.call(what, act, self._refusal)
+        return found
+
+    def _refusal(self, text: str, number: int = 0) -> nl.NetlinkError:
+        error = nl.NetlinkError(self.fault.kind.errno, text)
+        error.step = number
+        return error
 
 
 class FaultyNft(Nft):
-    """libnftables of which one transaction, or one listing, fails."""
+    """nftables of which one transaction, or one reading, fails."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__()
         self.fault = fault
 
-    def run(self, text: str) -> None:
-        act = super().run
-        self.fault.call("nft", lambda: act(text), KernelError)
+    def run(self, commands: Sequence[NftCommand]) -> int:
+        found: int = self.fault.call("nft", partial(super().run, commands), KernelError)
+        return found
 
-    def _list(self, command: str) -> list[dict[str, Any]]:
-        act = super()._list
-        found: list[dict[str, Any]] = self.fault.call(command, lambda: act(command), KernelError)
+    def table_names(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = self.fault.call(
+            "list tables", super().table_names, partial(OSError, self.fault.kind.errno)
+        )
+        return found
+
+    def table(self, family: str, name: str) -> NftTable | None:
+        act = partial(super().table, family, name)
+        found: NftTable | None = self.fault.call(f"list {name}", act, KernelError)
+        return found
+
+    def generation(self) -> int:
+        refusal = partial(OSError, self.fault.kind.errno)
+        found: int = self.fault.call("generation", super().generation, refusal)
         return found
 
     def listing(self, family: str, name: str) -> str:
-        act = super().listing
-        found: str = self.fault.call("listing", lambda: act(family, name), KernelError)
+        act = partial(super().listing, family, name)
+        found: str = self.fault.call("listing", act, KernelError)
         return found
 
 
