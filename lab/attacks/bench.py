@@ -17,7 +17,8 @@ from dvn.compile import compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.linux import LinuxKernel
 from dvn.kernel.nft import Nft
-from dvn.kernel.state import KernelState
+from dvn.kernel.nftcommands import LoadTable
+from dvn.kernel.state import KernelState, NftTable
 from dvn.spec import Site, parse_site
 from lab import linux
 from lab.attacks import ground
@@ -205,7 +206,7 @@ def _dress(nics: set[ground.Nic], silent: bool) -> None:
             fcntl.ioctl(any_socket, _SIOCSIFHWADDR, request)
     if silent:
         nft = Nft()
-        nft.run(_QUIET)
+        nft.run([LoadTable(NftTable("inet", "quiet", listing=_QUIET))])
         nft.close()
 
 
