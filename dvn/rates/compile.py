@@ -28,7 +28,7 @@ def _rates(context: Context, owned: NetworkOf) -> KernelState:
     for port in network.ports:
         if port.rate and port.interface in context.host.links:
             device = addresses.port_rate_name(port.interface)
-            stamp = alias(site, "port-rate", owned.tenant, owned.name, port.interface)
+            stamp = alias(site, "port-rate", owned.tenant, owned.name)
             parts.append(_capped(site, port.interface, port.rate, device, stamp))
     return merge(parts) if parts else EMPTY
 

@@ -29,7 +29,7 @@ def _served(context: Context, owned: NetworkOf) -> KernelState:
         network=f"{owned.tenant}/{owned.name}",
         bridge=owned.bridge,
         mac=mac,
-        mtu=network_mtu(site, context.host),
+        mtu=network_mtu(site, context.host, owned.tunnels),
         lease_s=seconds(dhcp.lease),
         four=_family(owned.network, dhcp, 4),
         six=_family(owned.network, dhcp, 6),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from dvn.ipam import Address, Span
 
 # Files of the serving process, below its directory.
-CONFIG, PID, STATE, LOADED = "config.json", "pid", "state", "loaded.json"
+CONFIG, LOCK, CONTROL, LOG = "config.json", "lock", "control", "log"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Service:
         more = [f"mtu {self.mtu}"] + (["dns"] if self.resolves else [])
         fixed = sum(len(family.fixed) for family in self.families())
         more += [f"{fixed} fixed"] if fixed else []
-        return f"of {self.network}: dhcp {', '.join(said)}, {', '.join(more)}"
+        return f"of {self.bridge}: dhcp {', '.join(said)}, {', '.join(more)}"
 
 
 def to_json(services: Iterable[Service]) -> str:

@@ -34,22 +34,13 @@ class Journal:
 
     def read(self) -> dict[str, dict[str, Lease]]:
         """The last lease of each address, by network and address."""
-        found: dict[str, dict[str, Lease]] = {}
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             data = file.read()
         if data and not data.endswith(b"\n"):  # what comes next must not become part of it
             os.write(self._file, b"\n")
-        for line in data.splitlines():
-            self._lines += 1
-            try:
-                network, lease = _read(line)
-            except (ValueError, TypeError, KeyError):
-                if line:
-                    log.warning("%s: line %d is unreadable and left out", NAME, self._lines)
-                continue
-            found.setdefault(network, {})[str(lease.address)] = lease
-        return found
+        self._lines = data.count(b"\n") + 1
+        return last_leases(data)
 
     def write(self, rows: Iterable[tuple[str, Lease]]) -> None:
         """(network, lease) pairs, on disk when it returns."""
@@ -79,6 +70,20 @@ class Journal:
             raise
         os.close(self._file)
         self._file, self._lines = file, lines
+
+
+def last_leases(data: bytes) -> dict[str, dict[str, Lease]]:
+    """What a file says: the last lease of each address, by network and address."""
+    found: dict[str, dict[str, Lease]] = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            network, lease = _read(line)
+        except (ValueError, TypeError, KeyError):
+            if line:
+                log.warning("%s: line %d is unreadable and left out", NAME, number)
+            continue
+        found.setdefault(network, {})[str(lease.address)] = lease
+    return found
 
 
 def living(

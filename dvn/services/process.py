@@ -1,8 +1,9 @@
-"""The serving process of a site: is it there, start it, have it read again, end it.
+"""The serving process of a site: is it there, start it, tell it what to serve, end it.
 
-Its directory is /run/dvn/SITE/services: config.json, the pid file that it holds locked as long as
-it lives (so that a pid used again is not taken for it), and `state`, which is its own. The leases
-are below /var/lib/dvn/SITE/services. With an empty memory all is found again by these.
+Its directory is /run/dvn/SITE/services: config.json, a file that it holds locked as long as it
+lives, and a socket on which it answers; no process is ever found by its number, which may be
+somebody else's by now. The leases are below /var/lib/dvn/SITE/services. With an empty memory all is
+found again by these.
 """
 
 from __future__ import annotations
@@ -14,28 +15,18 @@ import functools
 import json
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from dvn.services.config import (
-    CONFIG,
-    LOADED,
-    PID,
-    STATE,
-    Service,
-    digest,
-    from_json,
-    to_json,
-)
+from dvn.services.config import CONFIG, CONTROL, LOCK, LOG, Service, digest, from_json, to_json
 from dvn.services.privileges import account
 
 RUN, LIB = Path("/run/dvn"), Path("/var/lib/dvn")
-_READY_S, _END_S, _POLL_S = 60.0, 15.0, 0.01
-_LOG = "log"
+_ANSWER_S, _READY_S, _END_S, _POLL_S = 60.0, 60.0, 15.0, 0.01
 _MODULE = "dvn.services.server"
 
 
@@ -49,17 +40,17 @@ class Process:
     def serving(self) -> tuple[Service, ...]:
         """What is served now, and not only written down; nothing if the process is dead."""
         text = self._config()
-        if not text or self._pid() is None:
+        if not text or not self.is_alive():
             return ()
-        loaded = self._loaded()
-        if loaded.get("digest") != digest(text):
+        told = self._ask("tell")
+        if told.get("digest") != digest(text):
             return ()
-        failed = loaded.get("failed", {})
+        failed = told.get("failed", {})
         return tuple(service for service in _services(text) if service.network not in failed)
 
     def told(self) -> tuple[Service, ...]:
         """What a living process was told to serve."""
-        return _services(self._config()) if self._pid() is not None else ()
+        return _services(self._config()) if self.is_alive() else ()
 
     def serve(self, services: tuple[Service, ...]) -> None:
         """Have these served, and no others; returns when they are."""
@@ -71,35 +62,37 @@ class Process:
         new = self._directory / f"{CONFIG}.new"
         new.write_text(text)
         new.replace(self._directory / CONFIG)
-        child = self._start_or_reload()
-        self._wait(digest(text), child)
-        failed = self._loaded().get("failed", {})
-        for network, why in failed.items():
+        if not self.is_alive():
+            self._start()
+        told = self._ask("load")
+        for network, why in told.get("failed", {}).items():
             raise OSError(errno.EADDRNOTAVAIL, f"{network} cannot be served: {why}")
+        if told.get("digest") != digest(text):
+            raise OSError(errno.EINVAL, f"the DHCP server did not take it: {self._last_words()}")
+
+    def is_alive(self) -> bool:
+        try:
+            with (self._directory / LOCK).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def _prepare(self) -> None:
         uid, gid = account()
-        for directory, mode, owner in (
-            (self._directory, 0o755, (0, 0)),
-            (self._directory / STATE, 0o755, (uid, gid)),
-            (self._leases, 0o700, (uid, gid)),
-        ):
-            directory.mkdir(parents=True, exist_ok=True)
-            os.chown(directory, *owner)
-            directory.chmod(mode)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._leases.mkdir(parents=True, exist_ok=True)
+        os.chown(self._leases, uid, gid)
+        self._leases.chmod(0o700)
 
-    def _start_or_reload(self) -> subprocess.Popen[bytes] | None:
-        pid = self._pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGHUP)
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            (self._directory / STATE / LOADED).unlink()
+    def _start(self) -> None:
         # The package may lie where only this process looks for it, such as a checkout.
         own = str(Path(__file__).parents[2])
         paths = [own, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with (self._directory / _LOG).open("wb") as log:
-            return subprocess.Popen(
+        with (self._directory / LOG).open("wb") as log:
+            child = subprocess.Popen(
                 [sys.executable, "-m", _MODULE, str(self._directory), str(self._leases)],
                 cwd="/",
                 env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(paths)},
@@ -108,52 +101,41 @@ class Process:
                 stderr=log,
                 start_new_session=True,  # it outlives who starts it
             )
-
-    def _wait(self, wanted: str, child: subprocess.Popen[bytes] | None) -> None:
         end = time.monotonic() + _READY_S
-        while self._loaded().get("digest") != wanted:
-            if (child and child.poll() is not None) or (child is None and self._pid() is None):
+        while not (self.is_alive() and self._ask("tell")):
+            if child.poll() is not None:
                 raise OSError(errno.ECHILD, f"the DHCP server ended: {self._last_words()}")
             if time.monotonic() > end:
-                raise OSError(
-                    errno.ETIMEDOUT,
-                    f"the DHCP server is not ready after {_READY_S:.0f} s: {self._last_words()}",
-                )
+                raise OSError(errno.ETIMEDOUT, "the DHCP server did not start")
             time.sleep(_POLL_S)
 
     def _end(self) -> None:
-        pid = self._pid()
-        if pid is not None:
-            # Told first that there is nothing: it says farewell to the machines.
-            (self._directory / CONFIG).write_text(to_json(()))
-            os.kill(pid, signal.SIGHUP)
-            self._wait(digest(to_json(())), None)
-            os.kill(pid, signal.SIGTERM)
+        if self.is_alive():
+            self._ask("end")
             end = time.monotonic() + _END_S
-            while self._pid() is not None:
+            while self.is_alive():
                 if time.monotonic() > end:
-                    raise OSError(errno.ETIMEDOUT, f"the DHCP server (pid {pid}) does not end")
+                    raise OSError(errno.ETIMEDOUT, "the DHCP server does not end")
                 time.sleep(_POLL_S)
         shutil.rmtree(self._directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._directory.parent.rmdir()
 
-    def _pid(self) -> int | None:
-        """Of the living process; None if there is none. It is ours: it holds the lock, and its
-        command line names the directory."""
-        try:
-            with (self._directory / PID).open() as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    pid = int(file.read() or 0)
-                else:
-                    return None
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        ours = _MODULE.encode() in words and str(self._directory).encode() in words
-        return pid if ours else None
+    def _ask(self, what: str) -> dict[str, Any]:
+        """One question on the process's socket; {} if it ended meanwhile."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_ANSWER_S)
+            try:
+                sock.connect(str(self._directory / CONTROL))
+                sock.sendall(what.encode() + b"\n")
+                with sock.makefile("rb") as file:
+                    found = json.loads(file.readline() or b"{}")
+            except TimeoutError:
+                said = self._last_words()
+                raise OSError(errno.ETIMEDOUT, f"the DHCP server does not answer: {said}") from None
+            except (FileNotFoundError, ConnectionError):
+                return {}
+        return found if isinstance(found, dict) else {}
 
     def _config(self) -> str:
         try:
@@ -161,16 +143,9 @@ class Process:
         except OSError:
             return ""
 
-    def _loaded(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self._directory / STATE / LOADED).read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
     def _last_words(self) -> str:
         try:
-            lines = (self._directory / _LOG).read_text(errors="replace").strip().splitlines()
+            lines = (self._directory / LOG).read_text(errors="replace").strip().splitlines()
         except OSError:
             lines = []
         return lines[-1] if lines else "it said nothing"

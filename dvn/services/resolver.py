@@ -52,7 +52,7 @@ class Upstream:
 
 def nameservers(text: str) -> tuple[str, ...]:
     """The first three, as the C library takes them."""
-    rows = (line.split() for line in text.splitlines())
+    rows = (line.split() for line in text.splitlines() if line.startswith("nameserver"))
     return tuple(row[1] for row in rows if len(row) >= 2 and row[0] == "nameserver")[:3]
 
 

@@ -1,9 +1,9 @@
 """The process that serves all networks of a site: `python -m dvn.services.server DIRECTORY LEASES`.
 
 One small process instead of a dnsmasq for each network. It starts as root, takes what needs root,
-and gives it up (privileges.py). What to serve stands in DIRECTORY/config.json, read again on
-SIGHUP; DIRECTORY/state/loaded.json says what was read and what could not be served. A bridge that
-is made again is noticed and served again.
+and gives it up (privileges.py). What to serve stands in DIRECTORY/config.json. On the socket
+DIRECTORY/control, which is root's, it answers three words: `tell` what it read and what it cannot
+serve, `load` the file again, `end`. A bridge that is made again is noticed and served again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dvn.kernel import netlink as nl
 from dvn.services import dhcp4, dhcp6, journal
 from dvn.services.advertiser import Advertiser
 from dvn.services.arp import Probe
-from dvn.services.config import CONFIG, LOADED, PID, STATE, Service, digest, from_json
+from dvn.services.config import CONFIG, CONTROL, LOCK, Service, digest, from_json
 from dvn.services.journal import Journal
 from dvn.services.privileges import account, give_up
 from dvn.services.resolver import Upstream
@@ -56,6 +56,8 @@ class Server(Ears):
         self._links.bind((0, _RTMGRP_LINK))
         self._links.setblocking(False)
         self._netlink = nl.Socket()
+        self._control = _listen(directory / CONTROL)
+        self._ended = asyncio.Event()
         self._upstream = Upstream()
         self._services: dict[str, Service] = {}
         self._rooms: dict[str, Room] = {}
@@ -66,18 +68,33 @@ class Server(Ears):
         self._sends: list[Callable[[], None]] = []
 
     async def run(self) -> None:
-        """Until SIGTERM."""
+        """Until it is told to end, or SIGTERM."""
         loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, self.load)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
+            loop.add_signal_handler(number, self._ended.set)
         self._past = self._journal.read()
         loop.add_reader(self._links, self._link_events)
         self._advertiser.listen()
         self.load()
-        await ended.wait()
+        control = await asyncio.start_unix_server(self._told, sock=self._control)
+        async with control:
+            await self._ended.wait()
         self._flush()
+
+    async def _told(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One word of who started us."""
+        word = (await reader.readline()).strip()
+        if word == b"load":
+            self.load()
+        elif word == b"end":
+            for name in tuple(self._rooms):
+                self._close(name, farewell=True)
+        writer.write(json.dumps({"digest": self._digest, "failed": self._failed}).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+        if word == b"end":
+            self._ended.set()
 
     def load(self) -> None:
         """Read the configuration and do what is new in it."""
@@ -96,7 +113,6 @@ class Server(Ears):
                 self._services[name] = service
                 self._open(service)
         self._digest = digest(text)
-        self._tell()
 
     def _open(self, service: Service) -> None:
         name = service.network
@@ -138,17 +154,6 @@ class Server(Ears):
         """Keep the leases of a network that is not served now."""
         self._past[room.service.network] = {str(lease.address): lease for lease in room.book}
 
-    def _tell(self) -> None:
-        """Say what is served, for who started us."""
-        told = json.dumps({"digest": self._digest, "failed": self._failed})
-        state = self._directory / STATE
-        try:
-            new = state / f"{LOADED}.new"
-            new.write_text(told)
-            new.replace(state / LOADED)
-        except OSError as error:
-            log.error("%s: %s", state, error)
-
     def _link_events(self) -> None:
         """A bridge that went or came: its sockets died with it."""
         try:
@@ -157,7 +162,6 @@ class Server(Ears):
             return
         except OSError:  # events were lost: look at all
             names = {service.bridge for service in self._services.values()}
-        changed = False
         for name, service in self._services.items():
             if service.bridge not in names:
                 continue
@@ -168,9 +172,6 @@ class Server(Ears):
             if room:
                 self._close(name, farewell=False)
             self._open(service)
-            changed = True
-        if changed:
-            self._tell()
 
     # -- messages
 
@@ -308,12 +309,21 @@ def _names(data: bytes) -> list[str]:
     return found
 
 
+def _listen(path: Path) -> socket.socket:
+    """A socket that only root may speak to. One that a killed process left is in the way."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind(str(path))
+    path.chmod(0o600)
+    sock.listen(16)
+    return sock
+
+
 def _claim(directory: Path) -> int:
-    """The descriptor that holds the pid file as long as this process lives. Raises OSError."""
-    file = os.open(directory / PID, os.O_RDWR | os.O_CREAT, 0o644)
+    """The descriptor that holds the lock as long as this process lives. Raises OSError."""
+    file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.ftruncate(file, 0)
-    os.write(file, f"{os.getpid()}\n".encode())
     return file
 
 
@@ -332,8 +342,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
-        _claim(options.directory)
         _raise_limit()
+        _claim(options.directory)
         server = Server(options.directory, os.open(options.leases, os.O_RDONLY | os.O_DIRECTORY))
         give_up(*account())
     except (OSError, LookupError) as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli import change, diagnose, showing
+from gateway.cli import addresses, change, diagnose, showing
 from gateway.cli.output import Format, Output, as_json, counted, line
 from gateway.cli.session import PANEL, File, engine, session
 
@@ -49,6 +49,7 @@ def make_app(loader: Loader = load_site_file) -> typer.Typer:
                 had = f"{counted(networks, 'network')}, {counted(tunnels, 'tunnel')}"
                 line(f"{file}: site {site.site}, {had}; valid")
 
+    addresses.add_to(app, loader)
     change.add_to(app, loader)
     diagnose.add_to(app, loader)
 

@@ -110,8 +110,7 @@ class Case:
             "family": self.family,
             "attacker": self.attacker,
             "shots": [
-                [s.phase, s.host, s.interface, s.frame.hex(), s.times, s.sweep]
-                for s in self.shots
+                [s.phase, s.host, s.interface, s.frame.hex(), s.times, s.sweep] for s in self.shots
             ],
             "leaks_at": sorted(self.leaks_at),
             "arrives_at": sorted(self.arrives_at),

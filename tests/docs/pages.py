@@ -22,6 +22,7 @@ READS = frozenset(
         ("show",),
         ("history",),
         ("explain",),
+        ("addresses",),
         ("doctor",),
         ("graph",),
         ("capture",),

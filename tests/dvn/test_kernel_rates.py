@@ -100,7 +100,7 @@ def place() -> Iterator[Place]:
         yield Place(lab)
 
 
-@pytest.mark.parametrize("where", ["network", "port"])
+@pytest.mark.parametrize("where", ["network", pytest.param("port", marks=pytest.mark.long)])
 def test_a_cap_holds_both_ways_and_only_there(place: Place, where: str) -> None:
     capped = site(rate="50mbit") if where == "network" else site(port="50mbit")
     place.apply(capped)
@@ -128,6 +128,7 @@ def test_changed_in_place_and_taken_away(place: Place) -> None:
     assert place.rate("site", "capped", 0.5) > 2 * CAP
 
 
+@pytest.mark.long
 def test_what_somebody_removed_comes_back(place: Place) -> None:
     wanted = site(rate="50mbit", port="50mbit")
     place.apply(wanted)

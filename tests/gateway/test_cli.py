@@ -46,6 +46,7 @@ COMMANDS = {
         "history",
         "rollback",
         "show",
+        "addresses",
         "explain",
         "doctor",
         "graph",
