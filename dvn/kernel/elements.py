@@ -11,7 +11,7 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TypeAlias
@@ -94,16 +94,21 @@ FIELDS = {
 
 
 _BITS = re.compile(r"@\w+,\d+,(\d+)")
+# Integers that nft knows by a word instead of their place in the packet.
+_WORDS = {"tcp option maxseg size": _number(2, "big"), "ct zone": _number(2, sys.byteorder)}
 
 
-def _integers(set_: NftSet, fields: Iterable[_Field | None]) -> Iterator[_Field]:
-    """The fields, with integers as long as the set's `typeof` says. KeyError if it does not."""
-    words = set_.typeof.split(" . ") if set_.typeof else [""] * len(set_.type)
-    for field, kind, word in zip(fields, set_.type, words, strict=True):
+def _fields(known: Mapping[str, _Field], kinds: Sequence[str], typeof: str) -> Iterator[_Field]:
+    """The fields of these types; integers are as long as `typeof` says. KeyError if it does not."""
+    words = typeof.split(" . ") if typeof else [""] * len(kinds)
+    for kind, word in zip(kinds, words, strict=True):
         bits = _BITS.fullmatch(word)
-        if field is None and (kind != "integer" or bits is None):
-            raise KeyError(kind)
-        yield field or _integer(int(bits[1]) if bits else 0)
+        if kind != "integer":
+            yield known[kind]
+        elif bits:
+            yield _integer(int(bits[1]))
+        else:
+            yield _WORDS[word]
 
 
 def _integer(bits: int) -> _Field:
@@ -125,8 +130,10 @@ class Form:
         try:
             # In interval sets nft keeps numbers of the host's byte order in the network's.
             fields = {**FIELDS, "mark": _number(4, "big")} if set_.interval else FIELDS
-            self._fields = [*_integers(set_, [fields.get(kind) for kind in set_.type])]
-            self._values = [FIELDS[kind] for kind in set_.data.split(" . ")] if set_.data else []
+            keys, _, values = set_.typeof.partition(" : ")
+            kinds = set_.data.split(" . ") if set_.data else []
+            self._fields = [*_fields(fields, set_.type, keys)]
+            self._values = [*_fields(FIELDS, kinds, values)]
         except KeyError as error:
             raise UnknownFormError(f"type {error}") from None
         self._joined = len(self._fields) > 1  # each part of it padded to four bytes

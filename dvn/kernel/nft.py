@@ -29,7 +29,7 @@ from dvn.kernel.nftcommands import (
 from dvn.kernel.state import OWNER_SET, Element, NftChain, NftRule, NftSet, NftTable
 
 _JSON, _STATELESS, _TERSE = 1 << 4, 1 << 2, 1 << 11  # nftables/libnftables.h
-_TYPEOF = re.compile(r"^\t(?:set|map) (\S+) {\n\t\ttypeof ([^:\n]+?) *(?::.*)?$", re.MULTILINE)
+_TYPEOF = re.compile(r"^\t(?:set|map) (\S+) {\n\t\ttypeof (.+)$", re.MULTILINE)
 _BRIDGE_META = (
     "add table bridge dvn-try; add chain bridge dvn-try c { type filter hook prerouting "
     'priority 0; }; add rule bridge dvn-try c meta ibrname "dvn-try"'
@@ -271,7 +271,7 @@ class Nft:
 
     def _exact(self, table: TableId, frame: NftSet) -> NftSet:
         """A set with its `typeof`, which JSON does not have: how long its integers are."""
-        if "integer" not in frame.type:
+        if "integer" not in (*frame.type, *frame.data.split(" . ")):
             return frame
         if (*table, frame.name) not in self._typeofs:
             for name, words in _TYPEOF.findall(self._shown.run(f"list table {' '.join(table)}")):

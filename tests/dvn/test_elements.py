@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dvn.compile import compile_site
 from dvn.kernel import netlink as nl
 from dvn.kernel.elements import Form, UnknownFormError
 from dvn.kernel.state import Element, NftSet
+from tests.dvn.sites import a_kernel, full_site
 
 _NAMES = st.from_regex(r"[a-z][a-z0-9~-]{0,14}", fullmatch=True)
 _MACS = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
@@ -87,6 +89,9 @@ def test_integers_are_as_long_as_their_typeof_says() -> None:
     assert through(NftSet("s", ("ifname", "integer"), elements, typeof=typeof)) == elements
     with pytest.raises(UnknownFormError):
         Form(NftSet("s", ("ifname", "integer"), elements))
+    sizes = frozenset({("t-cms-bari", "1398")})
+    words = "iifname : tcp option maxseg size"
+    assert through(NftSet("s", ("ifname",), sizes, "integer", typeof=words)) == sizes
 
 
 @pytest.mark.parametrize(
@@ -134,3 +139,11 @@ def test_shapes_survive_garbage(first: bytes, second: bytes) -> None:
     shapes = nl.Shapes()
     for data in (first, second, first, second):
         assert shapes.read(data) == nl.attributes(data)
+
+
+def test_no_set_of_ours_is_left_to_nft() -> None:
+    """It would work, but thousands of elements would be slow."""
+    state = compile_site(full_site(), a_kernel().look("cnaf").host).state
+    for table in state.tables:
+        for each in table.sets:
+            assert list(Form(each).messages(each.elements)) or not each.elements, each.name
