@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dvn.checks.inside import Inside
 from dvn.checks.rule import Declared, net_path
 from dvn.problems import Problem
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def nat(site: Site, _: Declared) -> Iterator[Problem]:
-    inside = [prefix for _t, _n, network in site.networks() for prefix in network.prefix]
+    inside = Inside(("", p) for _t, _n, network in site.networks() for p in network.prefix)
     for tenant, name, network in site.networks():
         if network.nat is None:
             continue
@@ -34,7 +35,7 @@ def nat(site: Site, _: Declared) -> Iterator[Problem]:
                 yield Problem(
                     "", 0, f"snat has two IPv{address.version} addresses", "keep one", path
                 )
-            elif any(address in prefix for prefix in inside):
+            elif any(inside.holding(address)):
                 yield Problem(
                     "",
                     0,

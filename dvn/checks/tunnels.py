@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dvn.checks.inside import Inside
 from dvn.checks.rule import Declared
 from dvn.forms import nearest
 from dvn.problems import Path_, Problem
@@ -68,11 +69,11 @@ def _ends(site: Site, tunnel: Tunnel) -> Iterator[tuple[object, ...]]:
 
 def tunnel_ends(site: Site, _: Declared) -> Iterator[Problem]:
     own = {*site.underlay.address, *site.underlay.public} if site.underlay else set()
-    inside = [
+    inside = Inside(
         (f"{tenant}/{name}", prefix)
         for tenant, name, network in site.networks()
         for prefix in network.prefix
-    ]
+    )
     for tunnel in site.tunnels():
         remote, path = tunnel.remote, path_of(tunnel, "remote")
         if remote is None:
@@ -93,13 +94,12 @@ def tunnel_ends(site: Site, _: Declared) -> Iterator[Problem]:
                 "use IPv4 for both, or IPv6",
                 path_of(tunnel, "local"),
             )
-        for owner, prefix in inside:
-            if remote in prefix:
-                yield Problem(
-                    "",
-                    0,
-                    f"remote {remote} lies inside network {owner} ({prefix}): the "
-                    "tunnel would run through itself",
-                    "use the other end's outer address",
-                    path,
-                )
+        for owner, prefix in inside.holding(remote):
+            yield Problem(
+                "",
+                0,
+                f"remote {remote} lies inside network {owner} ({prefix}): the "
+                "tunnel would run through itself",
+                "use the other end's outer address",
+                path,
+            )

@@ -40,6 +40,15 @@ class Site(Model):
     """Who owns networks, by name."""
 
     def tunnels(self) -> tuple[Tunnel, ...]:
+        """All of them, in the order of their names."""
+        # A copy of a site takes along what was remembered, and has other tenants.
+        remembered = self.__dict__.get("_tunnels")
+        if remembered is None or remembered[0] is not self.tenants:
+            remembered = self.__dict__["_tunnels"] = (self.tenants, self._all_tunnels())
+        found: tuple[Tunnel, ...] = remembered[1]
+        return found
+
+    def _all_tunnels(self) -> tuple[Tunnel, ...]:
         return tuple(
             Tunnel.of(tenant_name, name, tunnel)
             for tenant_name, tenant in sorted(self.tenants.items())
