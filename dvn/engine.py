@@ -23,7 +23,7 @@ from dvn.kernel.steps import DelLink, NftChange, Plan, Step, Writes
 from dvn.known import Change, Known, NotByParts
 from dvn.passes import Context
 from dvn.spec import Site
-from dvn.status import Applied, Probe, TunnelStatus
+from dvn.status import Applied, Dropped, Passed, Probe, TunnelStatus
 from dvn.tunnels import dynamic
 from dvn.tunnels.secrets import read_secrets
 from dvn.vlans import forwarding
@@ -210,6 +210,7 @@ class Engine:
             addresses=tuple(address for state in states for address in state.addresses),
             tables=tuple(table for state in states for table in state.tables),
             things=tuple(thing for state in states for thing in state.things),
+            raised=frozenset(name for state in states for name in state.raised),
         )
 
     def tunnels(self, site_name: str | None = None) -> dict[str, TunnelStatus]:
@@ -233,6 +234,22 @@ class Engine:
                     tx_bytes=link.tx_bytes,
                 )
         return found
+
+    def passed(self) -> dict[str, Passed]:
+        """What each link of the host has counted."""
+        return {
+            name: Passed(rx, rx_bytes, tx, tx_bytes)
+            for name, (rx, tx, rx_bytes, tx_bytes) in self._kernel.passed().items()
+        }
+
+    def dropped(self, tables: Iterable[NftTable]) -> tuple[Dropped, ...]:
+        """What rules of ours have dropped, the busiest first."""
+        found = [
+            Dropped(one.table, one.chain, one.comment.rsplit(" [", 1)[0], one.packets, one.bytes)
+            for one in self._kernel.dropped(tables)
+            if one.packets
+        ]
+        return tuple(sorted(found, key=lambda one: (-one.packets, one.table, one.chain)))
 
     def probe(self, address: str, network: str, count: int = 1, timeout: float = 1.0) -> Probe:
         """Echo requests from a network's bridge; see dvn.probe."""

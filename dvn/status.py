@@ -24,6 +24,27 @@ class TunnelStatus:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """What a link has counted: packets and bytes, in and out."""
+
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    tx_packets: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a rule of ours has dropped; `why` in the words that stand beside it."""
+
+    table: str
+    chain: str
+    why: str
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Probe:
     """Echo requests to one address. `rtt_ms`: the shortest of the answers, None without one."""
 

@@ -146,7 +146,7 @@ def of_state(
     for name in sorted({outside, *state.raised, *_parents(state)} - {""}):
         devices.setdefault(name, Device(name))
     for port in state.ports:
-        known = devices.get(port.name, Device(port.name))
+        known = devices.get(port.name, Device(port.name, up=port.name in state.raised))
         devices[port.name] = replace(known, master=port.master)
     for link in state.links:
         devices[link.name] = _device(link)

@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from dvn import addresses
 from dvn.diagnose.topology import Seen, State, Topology
+from dvn.status import Dropped, Passed
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-@dataclass(frozen=True)
-class Passed:
-    """What a device counted: packets and bytes in and out, and packets it dropped itself."""
-
-    rx_packets: int = 0
-    rx_bytes: int = 0
-    tx_packets: int = 0
-    tx_bytes: int = 0
-    dropped: int = 0
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """What a rule of ours counted; `why` in the words that stand beside it."""
-
-    table: str
-    chain: str
-    why: str
-    packets: int
-    bytes: int
-
-
 NOTHING = Passed()
-
-
-def drops(
-    counted: Iterable[tuple[str, tuple[tuple[str, str, int, int], ...]]],
-) -> tuple[Dropped, ...]:
-    """Of (table, its dropping rules), those that dropped something, the busiest first."""
-    found = [
-        Dropped(table, chain, comment.rsplit(" [", 1)[0], packets, size)
-        for table, rules in counted
-        for chain, comment, packets, size in rules
-        if packets
-    ]
-    return tuple(sorted(found, key=lambda drop: (-drop.packets, drop.table, drop.chain)))
 
 
 NETWORK_COLUMNS = (

@@ -26,10 +26,8 @@ from dvn.diagnose.scene import (
 from dvn.diagnose.scene import (
     Path as RoutePath,
 )
-from dvn.diagnose.summary import Dropped, Passed, drops
 from dvn.kernel.driver import KernelError
 from dvn.kernel.nft import Nft
-from dvn.kernel.state import NftTable
 
 _TIMEOUT_S = 60
 _TABLES = {"main": MAIN, "local": LOCAL, "default": 253}
@@ -63,34 +61,6 @@ def read_ruleset() -> Ruleset:
     nft = Nft()
     try:
         return parse_listing(nft.ruleset())
-    finally:
-        nft.close()
-
-
-def read_passed() -> dict[str, Passed]:
-    """What each device has counted since it was made."""
-    found = {}
-    for row in ip("-s", "link", "show"):
-        counted = row.get("stats64", {})
-        rx, tx = counted.get("rx", {}), counted.get("tx", {})
-        found[row["ifname"]] = Passed(
-            rx.get("packets", 0),
-            rx.get("bytes", 0),
-            tx.get("packets", 0),
-            tx.get("bytes", 0),
-            rx.get("dropped", 0) + tx.get("dropped", 0),
-        )
-    return found
-
-
-def read_drops(tables: Iterable[NftTable]) -> tuple[Dropped, ...]:
-    """What the rules of these tables have dropped."""
-    nft = Nft()
-    try:
-        return drops(
-            (f"{table.family} {table.name}", nft.dropped(table.family, table.name))
-            for table in tables
-        )
     finally:
         nft.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +37,17 @@ class LinkCounters:
     tx_packets: int
     rx_bytes: int
     tx_bytes: int
+
+
+@dataclass(frozen=True)
+class RuleCounter:
+    """What a rule of ours has dropped."""
+
+    table: str
+    chain: str
+    comment: str
+    packets: int
+    bytes: int
 
 
 class Kernel(Protocol):
@@ -75,3 +86,9 @@ class Kernel(Protocol):
 
     def tunnels(self) -> tuple[LinkCounters, ...]:
         """Our tunnels of all sites, with their counters."""
+
+    def passed(self) -> Mapping[str, tuple[int, int, int, int]]:
+        """Of each link: packets received and sent, bytes received and sent."""
+
+    def dropped(self, tables: Iterable[NftTable]) -> tuple[RuleCounter, ...]:
+        """Of each rule of these tables that counts what it drops."""

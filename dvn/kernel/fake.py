@@ -6,11 +6,11 @@ an uplink that is down, a set still missing), so that a plan in the wrong order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from dvn.kernel.driver import KernelError, LinkCounters, StepError
+from dvn.kernel.driver import KernelError, LinkCounters, RuleCounter, StepError
 from dvn.kernel.nftcommands import (
     AddChain,
     AddElements,
@@ -112,6 +112,12 @@ class FakeKernel:
         return tuple(replace(table, listing="as it was") for table in tables)
 
     def tunnels(self) -> tuple[LinkCounters, ...]:
+        return ()
+
+    def passed(self) -> Mapping[str, tuple[int, int, int, int]]:
+        return {}
+
+    def dropped(self, tables: Iterable[NftTable]) -> tuple[RuleCounter, ...]:
         return ()
 
     def undisturbed(self) -> bool:

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from dvn.kernel import fou, rtnl
 from dvn.kernel import netlink as nl
 from dvn.kernel.batch import Batch, words
-from dvn.kernel.driver import KernelError, LinkCounters, StepError
+from dvn.kernel.driver import KernelError, LinkCounters, RuleCounter, StepError
 from dvn.kernel.evidence import Evidence
 from dvn.kernel.ipsec import IpsecDriver
 from dvn.kernel.nft import Nft
@@ -293,6 +293,20 @@ class LinuxKernel:
                 )
             )  # fmt: skip
         return tuple(found)
+
+    def passed(self) -> Mapping[str, tuple[int, int, int, int]]:
+        try:
+            links = rtnl.dump_links(self._socket, stats=True)
+        except OSError as error:
+            raise _refused(error) from error
+        return {link.name: link.stats for link in links if link.stats}
+
+    def dropped(self, tables: Iterable[NftTable]) -> tuple[RuleCounter, ...]:
+        return tuple(
+            RuleCounter(f"{table.family} {table.name}", *found)
+            for table in tables
+            for found in self._nft.dropped(table.family, table.name)
+        )
 
     def _dumps(self) -> tuple[list[RawLink], list[RawAddress]]:
         try:

@@ -29,16 +29,16 @@ def show(
         return
     from dvn.diagnose import summary
     from dvn.diagnose.health import seen_devices, with_leased
-    from dvn.diagnose.surroundings import read_drops, read_passed, read_scene
+    from dvn.diagnose.scene import of_state
     from dvn.diagnose.topology import topology
 
-    scene, drops = read_scene(), read_drops(state.tables)
+    scene, drops = of_state(state), kernel.dropped(state.tables)
     if output is Format.JSON:
         counters = {name: asdict(found) for name, found in tunnels.items()}
         dropped = [asdict(drop) for drop in drops]
         as_json({"ok": True, "site": site.site, **told, "tunnels": counters, "drops": dropped})
         return
-    passed = read_passed()
+    passed = kernel.passed()
     whole = with_leased(site, scene, tunnels)
     seen = seen_devices(scene, tunnels.values())
     found = topology(whole, seen, tenants=tenants)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from dvn.diagnose.summary import (
     NETWORK_COLUMNS,
     PORT_COLUMNS,
     TUNNEL_COLUMNS,
-    Passed,
     drop_rows,
-    drops,
     network_rows,
     port_rows,
     size_of,
     tunnel_rows,
 )
 from dvn.diagnose.topology import Seen, State, topology
+from dvn.engine import Engine
+from dvn.kernel.driver import RuleCounter
+from dvn.kernel.fake import FakeKernel
+from dvn.kernel.state import NftTable
+from dvn.status import Passed
 from tests.dvn.sites import full_site
 
 SEEN = {
@@ -50,15 +55,19 @@ def test_each_network_port_and_tunnel_has_its_row() -> None:
     assert (len(NETWORK_COLUMNS), len(PORT_COLUMNS), len(TUNNEL_COLUMNS)) == (8, 6, 7)
 
 
+class _Busy(FakeKernel):
+    def dropped(self, tables: Iterable[NftTable]) -> tuple[RuleCounter, ...]:
+        return (
+            RuleCounter("inet dvn-x", "spoof", "its own address only [0123456789]", 3, 252),
+            RuleCounter("inet dvn-x", "spoof", "nobody else's [0123456789]", 0, 0),
+            RuleCounter("inet dvn-x", "gateway", "closed by default [0123456789]", 9, 1000),
+        )
+
+
 def test_drops_are_told_by_their_reason_the_busiest_first() -> None:
-    rules = (
-        ("spoof", "a port sends from its own address [0123456789]", 3, 252),
-        ("spoof", "nobody else's [0123456789]", 0, 0),
-        ("gateway", "closed by default [0123456789]", 9, 1000),
-    )
-    assert [*drop_rows(drops([("inet dvn-x", rules)]))] == [
+    assert [*drop_rows(Engine(_Busy()).dropped(()))] == [
         ["9", "1.0 kB", "inet dvn-x gateway", "closed by default"],
-        ["3", "252 B", "inet dvn-x spoof", "a port sends from its own address"],
+        ["3", "252 B", "inet dvn-x spoof", "its own address only"],
     ]
 
 
