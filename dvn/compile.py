@@ -26,6 +26,7 @@ from dvn.problems import SpecError
 from dvn.rates.compile import RATES
 from dvn.services.compile import SERVICES
 from dvn.spec import Site, Tunnel
+from dvn.tunnels.choice import waiting
 from dvn.tunnels.gretap import TUNNELS_PASS
 from dvn.tunnels.ipsec import IPSEC
 from dvn.tunnels.wireguard import WIREGUARD
@@ -55,7 +56,8 @@ PASSES: tuple[Pass, ...] = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """`notes`: what was left out because its interface is not there (lenient compiles only)."""
+    """`notes`: what was left out: because its interface is not there (lenient compiles only), or
+    because nobody knows yet what can carry it."""
 
     state: KernelState
     notes: tuple[str, ...] = ()
@@ -74,7 +76,8 @@ def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
         raise SpecError([*problems, *notes])
     context = context_of(site, host)
     state = merge([*frames_of(context), *parts_of(context)])
-    return Compiled(marked(state, site.site), tuple(str(note) for note in notes), context)
+    told = (*(str(note) for note in notes), *waiting(site, host))
+    return Compiled(marked(state, site.site), told, context)
 
 
 def context_of(site: Site, host: Host, before: Context | None = None) -> Context:

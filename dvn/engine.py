@@ -24,7 +24,7 @@ from dvn.known import Change, Known, NotByParts
 from dvn.passes import Context
 from dvn.spec import Site
 from dvn.status import Applied, Dropped, Passed, Probe, TunnelStatus
-from dvn.tunnels import dynamic
+from dvn.tunnels import dynamic, paths
 from dvn.tunnels.secrets import read_secrets
 from dvn.vlans import forwarding
 
@@ -262,7 +262,13 @@ class Engine:
     def _look(self, site: Site, keep_dynamic: bool) -> _Look:
         view = self._kernel.look(site.site)
         host = self._with_sysctls(view, forwarding.switches(site, view.host))
-        host = replace(host, secrets=read_secrets(site))
+        known = paths.load(site.site)
+        host = replace(
+            host,
+            secrets=read_secrets(site),
+            paths={name: row.mtu for name, row in known.items() if row.mtu},
+            chosen={name: row.transport for name, row in known.items() if row.transport},
+        )
         compiled = compile_site(site, host, lenient=self._lenient)
         back = forwarding.switched_back(
             self._recalled(site.site, view.state), compiled.state, _keys(view.others), host.sysctls

@@ -38,6 +38,7 @@ READS = frozenset(
 CHANGES = frozenset(
     {
         ("apply",),
+        ("tunnel", "probe"),
         ("try",),
         ("confirm",),
         ("rollback",),

@@ -22,6 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from dvn.engine import Engine
 from dvn.spec import Site, site_from_json
 from dvn.status import Applied
+from dvn.tunnels import paths, prober
+from dvn.tunnels.auto import PathFacts
+from dvn.tunnels.paths import Known
 from lab.host import Host
 from lab.hosts import Lab
 from lab.net import build
@@ -149,7 +152,9 @@ class Pair:
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
 
-    def box(self, side: str, kind: Translation, block: str = "") -> None:
+    def box(
+        self, side: str, kind: Translation, block: str = "", *, keeps_ports: bool = False
+    ) -> None:
         """What stands before a gateway: a router, a 1:1 NAT, or one address for all. `block`: nft
         rules of what it lets through in neither direction."""
         dnat = snat = ""
@@ -158,10 +163,8 @@ class Pair:
             snat = f'oifname "outside" ip saddr {INSIDE[side]} snat to {PUBLIC[side]}'
         if kind == "masquerade":
             # Other ports than inside: what a busy box does to the second who asks for one.
-            snat = (
-                'oifname "outside" meta l4proto udp masquerade to :20000-20999\n'
-                'oifname "outside" masquerade'
-            )
+            others = 'oifname "outside" meta l4proto udp masquerade to :20000-20999\n'
+            snat = ("" if keeps_ports else others) + 'oifname "outside" masquerade'
         policy = "accept" if kind == "none" else "drop"
         text = _NAT.format(dnat=dnat, snat=snat, policy=policy, block="")
         if block:
@@ -222,6 +225,30 @@ class Pair:
         """Apply on both sides: `a={...}, b={...}`."""
         for side in SIDES:
             self.apply(side, self.site(side, tunnels[side]))
+
+    def probe(self, a: Site, b: Site, patience_s: float = 40.0) -> dict[str, PathFacts | None]:
+        """What both sides find out about the path, talking to each other."""
+        found: dict[str, PathFacts | None] = {}
+
+        def ask(side: str, site: Site) -> None:
+            some = prober.ends(site, 1500, lambda _tunnel: True)
+            talks = self[f"gw{side}"].inside(lambda: prober.probe_paths(some, patience_s))
+            (talk,) = talks.values()
+            found[side] = talk.facts()
+
+        threads = [
+            threading.Thread(target=ask, args=(side, site))
+            for side, site in zip(SIDES, (a, b), strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    def know(self, side: str, known: Mapping[str, Known]) -> None:
+        """What a side is to know of its paths, as `dvn tunnel probe` would have kept it."""
+        self[f"gw{side}"].inside(lambda: paths.save(f"site-{side}", known))
 
     def mtu(self, side: str, device: str = "b-cms-farm") -> int:
         return int(self[f"gw{side}"].read(f"/sys/class/net/{device}/mtu"))

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from dvn.addresses import wireguard_inner
+from dvn.checks.transports import may_become
 from dvn.spec.tunnel import Carried
+from dvn.tunnels.auto import choose
 from dvn.tunnels.mtu import LEAST, inner_mtu
+from dvn.tunnels.paths import Known
 from lab.hosts import Lab
 from tests.dvn.pair import BOX, INSIDE, PSK_FILE, PUBLIC, PUBLIC_KEY, SIX, Pair, Translation
 from tests.dvn.wire import Sniffer
@@ -202,3 +205,60 @@ def test_transports_change_in_place_and_leave_nothing(pair: Pair) -> None:
     assert "4754" not in left
     assert "w-51820" not in left
     assert "dvn" not in left
+
+
+NO_UDP, NO_GRE = "meta l4proto udp drop", "meta l4proto gre drop"
+# Before a, before b, what b's box lets through not, what is right.
+SITUATIONS = [
+    pytest.param("none", "none", "", "plain", id="no NAT"),
+    pytest.param("one_to_one", "one_to_one", "", "plain", id="1-1 NAT"),
+    pytest.param("masquerade", "one_to_one", "", "wireguard", id="masquerade here"),
+    pytest.param("one_to_one", "masquerade", "", "wireguard", id="masquerade there"),
+    pytest.param("masquerade", "masquerade", "", "wireguard", id="masquerade at both"),
+    pytest.param("one_to_one", "one_to_one", NO_UDP, "plain", id="UDP blocked"),
+    pytest.param("one_to_one", "one_to_one", NO_GRE, "fou", id="GRE blocked"),
+]
+WHERE: dict[Translation, Mapping[str, str]] = {
+    "none": INSIDE,
+    "one_to_one": PUBLIC,
+    "masquerade": BOX,
+}
+
+
+@pytest.mark.parametrize(("before_a", "before_b", "block", "right"), SITUATIONS)
+def test_auto_picks_what_the_path_lets_through(
+    pair: Pair,
+    before_a: Translation,
+    before_b: Translation,
+    block: str,
+    right: str,
+) -> None:
+    """Both ends find out the same, choose alike, and what they chose carries traffic."""
+    both = before_a == before_b == "masquerade"  # then each must keep the ports of the other
+    pair.box("a", before_a, keeps_ports=both)
+    pair.box("b", before_b, block, keeps_ports=both)
+    declared = ends("wireguard", WHERE[before_a]["a"], WHERE[before_b]["b"])
+    more = {"transport": "auto", "allow": ["plain", "fou", "wireguard"]}
+    sites = [
+        pair.site(side, {**tunnel, **more}) for side, tunnel in zip("ab", declared, strict=True)
+    ]
+    found = pair.probe(sites[0], sites[1])
+    choices = {}
+    for side, site in zip("ab", sites, strict=True):
+        facts = found[side]
+        assert facts is not None, f"{side} heard nobody"
+        assert facts.mtu == 1400
+        (tunnel,) = site.tunnels()
+        choices[side] = choose(facts, may_become(tunnel))
+        assert choices[side].transport == right, f"{side}: {facts}: {choices[side].why}"
+    try:
+        for side, site in zip("ab", sites, strict=True):
+            chosen = Known(1400, choices[side].transport, choices[side].why)
+            pair.know(side, {"cms/other": chosen})
+            assert pair.apply(side, site).notes == ()
+            # The costliest that may be, so that another choice does not change it.
+            assert pair.mtu(side) == max(LEAST, inner_mtu(1400, "wireguard", 6))
+        assert pair.pings(tries=20)
+    finally:
+        for side in "ab":
+            pair.know(side, {})
