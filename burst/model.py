@@ -217,6 +217,8 @@ class LinkHealth:
     tx_packets: int = 0
     rtt_ms: float | None = None
     detail: str = ""
+    state: str = ""  # up, degraded or down
+    loss: float = 0.0  # share of the last probes that were lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,10 +236,10 @@ def _port(data: nl.Attributes, kind: int) -> int:
 
 def create(link: Link, index_of: IndexOf) -> list[Request]:
     """Messages that make a link, down and stamped; to be sent together."""
-    # A bridge follows the smallest MTU of its ports until its own is *changed*: made one byte
-    # smaller and then set, it is steady (net/bridge/br_device.c, BROPT_MTU_SET_BY_USER).
+    # A bridge follows the smallest MTU of its ports until its own is *changed*: made with
+    # another and then set, it is steady (net/bridge/br_device.c, BROPT_MTU_SET_BY_USER).
     bridge = isinstance(link.params, Bridge)
-    mtu = link.mtu - 1 if bridge else link.mtu
+    mtu = _other(link.mtu) if bridge else link.mtu
     body = _NO_LINK + text(IFLA_IFNAME, link.name) + _OURS + u32(IFLA_MTU, mtu)
     if link.mac:
         body += attribute(IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", "")))
@@ -261,6 +261,11 @@ def create(link: Link, index_of: IndexOf) -> list[Request]:
         ),
         _set_named(link.name, stamp, f"stamp {link.name}"),
     ]
+
+
+def _other(mtu: int) -> int:
+    """An MTU that is not this one; below 1280 there is no IPv6, and no setting of it."""
+    return mtu - 1 if mtu > 1280 else mtu + 1
 
 
 def change(link: Link, changes: tuple[Change, ...], index_of: IndexOf) -> list[Request]:

@@ -24,6 +24,8 @@ class Link(Model):
     up: bool
     since: datetime
     rtt_ms: float | None
+    state: str
+    loss: float
     rx_packets: int
     tx_packets: int
     detail: str

@@ -242,7 +242,8 @@ def _link(link: dict[str, Any] | None) -> str:
         return ""
     if not link["up"]:
         return "down"
-    return "up" if link["rtt_ms"] is None else f"up {link['rtt_ms']:.0f} ms"
+    state = link.get("state") or "up"
+    return state if link["rtt_ms"] is None else f"{state} {link['rtt_ms']:.0f} ms"
 
 
 def _budgets(budgets: list[dict[str, Any]]) -> None:

@@ -1,18 +1,15 @@
-"""From probes to "this tunnel is up": with hysteresis, so that one lost packet moves nobody.
+"""From probes to "this tunnel is up": dvn/tunnels/health.py, with what the kernel counts.
 
-Up with the first answer. Down when several probes in a row were lost *and* some time passed. While
-packets of others keep arriving no probe is needed: they prove as much.
+While packets of others keep arriving an up tunnel needs no probe: they prove as much.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from burst.model import LinkHealth
-
-PROBES_TO_DOWN = 3
-TIME_TO_DOWN = timedelta(seconds=6)
+from dvn.tunnels.health import Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +24,45 @@ class Counters:
 class Watch:
     """What is known of one tunnel; a new value for each observation."""
 
-    health: LinkHealth
-    lost: int = 0  # probes without an answer since the last sign of life
-    alive: datetime | None = None  # the last sign of life
+    known: Health
+    turned: datetime  # since when it is down, or not
+    counters: Counters = Counters(0, 0)
     moving: bool = False  # packets arrived between the last two looks
 
     @classmethod
     def begin(cls, now: datetime, detail: str = "no packet came through yet") -> Watch:
-        return cls(LinkHealth(up=False, since=now, detail=detail))
+        return cls(Health.begin(now, detail), now)
+
+    @property
+    def health(self) -> LinkHealth:
+        """As others see it; `since` when it is up, or not."""
+        known = self.known
+        return LinkHealth(
+            up=known.state != "down",
+            since=self.turned,
+            rx_packets=self.counters.rx,
+            tx_packets=self.counters.tx,
+            rtt_ms=None if known.state == "down" else known.rtt_ms,
+            detail=known.why,
+            state=known.state,
+            loss=known.loss,
+        )
 
     @property
     def needs_probe(self) -> bool:
-        return not (self.health.up and self.moving)
+        return not (self.known.state == "up" and self.moving)
 
     def counted(self, now: datetime, counters: Counters) -> Watch:
-        moving = counters.rx > self.health.rx_packets
-        health = replace(self.health, rx_packets=counters.rx, tx_packets=counters.tx)
-        if moving and health.up:
-            return replace(self, health=health, moving=True, lost=0, alive=now)
-        return replace(self, health=health, moving=moving)
+        moving = counters.rx > self.counters.rx
+        known = self.known.heard(now) if moving else self.known
+        return replace(self._after(now, known), counters=counters, moving=moving)
 
     def answered(self, now: datetime, rtt_ms: float) -> Watch:
-        since = self.health.since if self.health.up else now
-        health = replace(self.health, up=True, since=since, rtt_ms=rtt_ms, detail="")
-        return replace(self, health=health, lost=0, alive=now)
+        return self._after(now, self.known.answered(now, rtt_ms))
 
     def unanswered(self, now: datetime, detail: str) -> Watch:
-        lost = self.lost + 1
-        if not self.health.up:
-            return replace(self, lost=lost, health=replace(self.health, detail=detail))
-        silent = self.alive is None or now - self.alive >= TIME_TO_DOWN
-        if lost < PROBES_TO_DOWN or not silent:
-            return replace(self, lost=lost)
-        health = replace(self.health, up=False, since=now, rtt_ms=None, detail=detail)
-        return replace(self, lost=lost, health=health)
+        return self._after(now, self.known.unanswered(now, detail))
+
+    def _after(self, now: datetime, known: Health) -> Watch:
+        same = (known.state == "down") == (self.known.state == "down")
+        return replace(self, known=known, turned=self.turned if same else now)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from dvn.engine import Engine
+from dvn.kernel import netlink as nl
 from dvn.spec import Site, site_from_json
 from dvn.status import Applied
 from dvn.tunnels import paths, prober
@@ -30,6 +31,7 @@ from lab.hosts import Lab
 from lab.net import build
 from lab.topology import Link, Machine, Router, Topology
 
+NETLINK_NETFILTER, IPCTNL_DELETE = 12, 0x0102
 Translation = Literal["none", "one_to_one", "masquerade"]
 SIDES = ("a", "b")
 INSIDE = {"a": "192.168.1.2", "b": "192.168.2.2"}
@@ -170,7 +172,7 @@ class Pair:
         if block:
             text = text.replace("ct state established", f"{block}\n    ct state established", 1)
         self[f"nat{side}"].run("nft", "-f", "-", input=text)
-        self[f"nat{side}"].run("conntrack", "-F", check=False)
+        self[f"nat{side}"].inside(_forget_flows)
 
     def site(
         self,
@@ -282,6 +284,15 @@ class Pair:
                     client.sendall(block)
             thread.join(60)
         return got == [(size // len(block) * len(block), expected)]
+
+
+def _forget_flows() -> None:
+    """Empty the connection tracking of this host (linux/netfilter/nfnetlink_conntrack.h)."""
+    sock = nl.Socket(NETLINK_NETFILTER)
+    try:
+        sock.send([nl.Request(IPCTNL_DELETE, 0, bytes(4), "forget all flows")])
+    finally:
+        sock.close()
 
 
 def _receive(listener: socket.socket, got: list[tuple[int, int]]) -> None:

@@ -52,9 +52,11 @@ COMMANDS = {
         "graph",
         "capture",
         "destroy",
+        "tunnel",
         "gateway",
         "burst",
     },
+    ("tunnel",): {"probe"},
     ("gateway",): {"run", "status"},
     ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan"},
 }

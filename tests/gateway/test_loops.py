@@ -16,9 +16,10 @@ from burst.actions import Reason
 from burst.join.userdata import inner_mac
 from burst.model import LeaseState
 from dvn import located, spec
+from dvn.tunnels.health import PROBES_TO_DOWN, TIME_TO_DOWN
 from gateway.loops.answers import KEEP, Answers
 from gateway.loops.backoff import Backoff
-from gateway.loops.links import PROBES_TO_DOWN, TIME_TO_DOWN, Counters, Watch
+from gateway.loops.links import Counters, Watch
 from gateway.loops.loop import Loop
 from gateway.loops.network import NetworkLoop, tunnel_name, wanted_tunnels
 from gateway.loops.source import Source
