@@ -159,6 +159,8 @@ class Known:
         for each in changed:
             fields = some.setdefault(each.tenant, {"networks": {}, "tunnels": {}})
             if isinstance(each, Tunnel):
+                if each.psk_file or each.transport == "auto":
+                    raise NotByParts("a secret in a file, or a path that is measured")
                 fields["tunnels"][each.name] = site.tenants[each.tenant].tunnels[each.name]
             else:
                 fields["networks"][each.name] = each.network
