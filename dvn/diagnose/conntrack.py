@@ -5,8 +5,8 @@ from __future__ import annotations
 from dvn.diagnose import l3
 from dvn.diagnose.describe import inside
 from dvn.diagnose.flows import Entry, Flows, ends_of
-from dvn.diagnose.nfteval import Subject, Translation
 from dvn.diagnose.scene import IpAddress, Scene
+from dvn.diagnose.subject import Subject, Translation
 from dvn.diagnose.tracking import first_state
 
 PRIORITY = -200  # linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK

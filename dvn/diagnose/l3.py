@@ -5,9 +5,9 @@ from __future__ import annotations
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from dvn.diagnose.frames import ETH_P_IP, ETH_P_IP6, FRAGMENT, ROUTING, TCP, UDP, Packet, is_group
-from dvn.diagnose.nfteval import Subject
 from dvn.diagnose.routing import Flow, Routing
 from dvn.diagnose.scene import Device, IpAddress, Scene
+from dvn.diagnose.subject import Subject
 from dvn.diagnose.tracking import internet_sum
 
 WAITS = "a fragment waits here until all others have come"

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from dvn.diagnose.nftast import Concat, Ct, Expression, Fib, Field, Meta
 from dvn.diagnose.nftfields import CT_TYPES, FIELDS, META_TYPES
-from dvn.diagnose.nftparse import GrammarError, parse_expression, parse_verdict
+from dvn.diagnose.nftparse import parse_verdict
 from dvn.diagnose.nfttypes import LiteralError, pattern
+from dvn.diagnose.nftwords import GrammarError, parse_expression
 from dvn.diagnose.rulesets import Chain, Data, Elements, Line, Ruleset, Table, parsed
 
 _TABLE = re.compile(r"table (\w+) (\S+) \{")

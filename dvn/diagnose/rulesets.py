@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dvn.diagnose.nftast import Rule, Verdict
-from dvn.diagnose.nftparse import GrammarError, parse_rule, parse_verdict
+from dvn.diagnose.nftparse import parse_rule, parse_verdict
 from dvn.diagnose.nfttypes import Beginning, LiteralError, Pattern, Span, Value, fits, pattern
+from dvn.diagnose.nftwords import GrammarError
 from dvn.kernel.state import NftSet, NftTable
 
 Data = tuple[Pattern, ...] | Verdict

@@ -7,7 +7,8 @@ from hypothesis import given
 
 from dvn.compile import compile_site
 from dvn.diagnose.nftast import Binary, Constant, Field, Match, Raw, SetName, Verdict
-from dvn.diagnose.nftparse import GrammarError, parse_rule
+from dvn.diagnose.nftparse import parse_rule
+from dvn.diagnose.nftwords import GrammarError
 from dvn.diagnose.rulesets import Ruleset
 from dvn.spec import Site
 from tests.dvn.sites import a_kernel, full_site, sites
