@@ -25,6 +25,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,7 +114,7 @@ class Agent:
 
     def _apply(self, request: Answer) -> Answer:
         site = site_from_json(request.get("site"))
-        with self._lock:
+        with self._lock, self._undecided(site.site):
             standing = self._wanted.asked(site) if self._wanted else Standing(site)
             applied = self._engine.apply(standing.site)
             if self._wanted and not standing.note:
@@ -148,10 +149,15 @@ class Agent:
             if self._wanted is None or self._changes is None:
                 return None
             finish_left(self._changes, self._changes.root, restart=False)
-            site = self._wanted.sites().get(name)
-            if site is None:
-                return None
-            return self._engine.apply(site, keep_dynamic=not self._wanted.speaks_for(name))
+            with self._undecided(name):
+                site = self._wanted.sites().get(name)
+                if site is None:
+                    return None
+                return self._engine.apply(site, keep_dynamic=not self._wanted.speaks_for(name))
+
+    def _undecided(self, site: str) -> AbstractContextManager[None]:
+        """While it is held nobody begins to change the site by hand, or decides about a trial."""
+        return self._changes.pending.deciding(site) if self._changes else nullcontext()
 
     def state(self) -> KernelState:
         with self._lock:

@@ -19,7 +19,7 @@ settings.load_profile("steady")
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """History and trials of a test are its own, not the machine's."""
-    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path_factory.getbasetemp() / "dvn-state"))
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path_factory.mktemp("dvn-state")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

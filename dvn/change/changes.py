@@ -16,7 +16,7 @@ from dvn import addresses
 from dvn.change import snapshot
 from dvn.change.files import ChangeError
 from dvn.change.history import DONE, History, Revision, static_site, whoami
-from dvn.change.pending import Pending, PendingStore, boot_id, boot_time
+from dvn.change.pending import Pending, PendingStore, State, boot_id, boot_time
 from dvn.change.verify import Heard, LivePackets, Machine, Packets, lost, still_wanted
 from dvn.engine import ApplyError, Engine
 from dvn.kernel.driver import KernelError
@@ -84,26 +84,35 @@ class Changes:
         Raises what Engine.apply does, BrokeError if it silenced somebody (it is undone then), and
         ChangeError if another change of the site waits to be confirmed.
         """
-        self._refuse_while_pending(wish.site.site)
-        before = self.engine.before(wish.site, keep_dynamic=keep_dynamic)
-        heard = self._listen(wish.site, before)
-        applied = self.engine.apply(wish.site, keep_dynamic=keep_dynamic)
-        silent = self._silent(wish.site.site, heard) if applied.steps else ()
-        if silent:
-            undone, how = self._put_back(wish.site.site, before)
-            self._keep(wish, applied.steps, f"{how}: it silenced {silent[0]}")
-            raise BrokeError(silent, undone=undone, how=how)
-        return Done(applied, len(heard), self.keep(wish, applied.steps))
+        site = wish.site.site
+        self.pending.refuse(site)
+        if not self.engine.plan(wish.site, keep_dynamic=keep_dynamic):
+            applied = self.engine.apply(wish.site, keep_dynamic=keep_dynamic)
+            return Done(applied, 0, self.keep(wish, applied.steps))
+        with self.pending.guarding(site):
+            pending = self.begin(wish, timeout=0, state="applying", keep_dynamic=keep_dynamic)
+            done = self.carry_out(pending, wish.site, keep_dynamic=keep_dynamic)
+            number = self.keep(wish, done.applied.steps)
+            self.pending.end(site)
+        return Done(done.applied, done.heard, number)
 
-    def begin(self, wish: Wish, *, timeout: float, watch: str | None) -> Pending:
-        """Write down what is about to be tried and what to go back to; nothing is changed yet.
+    def begin(
+        self,
+        wish: Wish,
+        *,
+        timeout: float,
+        watch: str | None = None,
+        state: State = "trying",
+        keep_dynamic: bool = True,
+    ) -> Pending:
+        """Write down what is about to be done and what to go back to; nothing is changed yet. From
+        now on the agent repairs nothing of the site.
 
         Raises SpecError, KernelError, ChangeError.
         """
         site = wish.site.site
-        self._refuse_while_pending(site)
-        plan = self.engine.plan(wish.site, keep_dynamic=True)
-        before = self.engine.before(wish.site, keep_dynamic=True)
+        plan = self.engine.plan(wish.site, keep_dynamic=keep_dynamic)
+        before = self.engine.before(wish.site, keep_dynamic=keep_dynamic)
         pending = Pending(
             site=site,
             who=whoami(),
@@ -117,24 +126,27 @@ class Changes:
             boot=self.boot(),
             before=snapshot.to_json(before),
             watch=watch,
+            state=state,
         )
         self.pending.begin(pending)
         return pending
 
-    def carry_out(self, pending: Pending) -> Done:
-        """Do what was begun. If it fails or silences somebody it is undone at once, and the
-        exception says so."""
-        site = pending.site_spec()
-        heard = self._listen(site, pending.snapshot())
+    def carry_out(
+        self, pending: Pending, site: Site | None = None, *, keep_dynamic: bool = True
+    ) -> Done:
+        """Do what was begun; `site` unless it is the pending one, such as one with leases. If it
+        fails or silences somebody it is undone at once, and the exception says so."""
+        wanted = site or pending.site_spec()
+        heard = self._listen(wanted, pending.snapshot())
         try:
-            applied = self.engine.apply(site, keep_dynamic=True)
-        except (ApplyError, KernelError) as error:
+            applied = self.engine.apply(wanted, keep_dynamic=keep_dynamic)
+        except (SpecError, ApplyError, KernelError) as error:
             self.undo(pending.site, f"it failed: {error}")
             raise
         silent = self._silent(pending.site, heard)
         if silent:
-            self.undo(pending.site, f"it silenced {silent[0]}")
-            raise BrokeError(silent, undone=True, how="what was done is undone")
+            undone, how = self._put_back(pending.site, silent)
+            raise BrokeError(silent, undone=undone, how=how)
         return Done(applied, len(heard), 0)
 
     def confirm(self, site: str) -> Revision:
@@ -143,7 +155,9 @@ class Changes:
             pending = self.pending.get(site)
             if pending is None:
                 raise ChangeError(f"no change of site {site} waits to be confirmed")
-            if pending.state != "trying":
+            if pending.state == "applying":
+                raise ChangeError(f"{pending.who} is changing site {site} for good at this moment")
+            if pending.state == "undoing":
                 raise ChangeError(f"too late: the change is being undone, {pending.reason}")
             kept = self.history.add(self._revision_of(pending, DONE))
             self.pending.end(site)
@@ -159,7 +173,7 @@ class Changes:
             pending = self.pending.get(site)
             if pending is None:
                 return None
-            if pending.state == "trying":
+            if pending.state != "undoing":
                 pending = self.pending.undoing(pending, reason)
             self.engine.restore(site, pending.snapshot())
             kept = self.history.add(self._revision_of(pending, f"undone: {pending.reason}"))
@@ -170,6 +184,8 @@ class Changes:
         """Why a waiting change has to be undone now; "" if it may wait on. Pure but for clocks."""
         if pending.state == "undoing":
             return pending.reason
+        if pending.state == "applying":
+            return "the command was killed in the middle of it"
         if self._clock() >= pending.deadline:
             return f"nobody confirmed it within {pending.timeout:g} s"
         return ""
@@ -205,22 +221,20 @@ class Changes:
 
     def destroy(self, site: str, source: str) -> Applied:
         """Remove the site, and write down that it is to be gone: nobody puts it back."""
-        self._refuse_while_pending(site)
-        applied = self.engine.destroy(site)
-        if applied.steps or self.history.current(site):
-            self.history.add(
-                Revision(site, self._stamp(), whoami(), source, "", {"site": site}, applied.steps)
-            )
+        nothing = Wish(Site.model_validate({"site": site}), source)
+        with self.pending.guarding(site):
+            self.begin(nothing, timeout=0, state="applying", keep_dynamic=False)
+            try:
+                applied = self.engine.destroy(site)
+            except ApplyError:
+                self.pending.end(site)
+                raise
+            if applied.steps or self.history.current(site):
+                self.keep(nothing, applied.steps)
+            self.pending.end(site)
         return applied
 
     # --
-
-    def _refuse_while_pending(self, site: str) -> None:
-        if self.pending.get(site) is not None:
-            raise ChangeError(
-                f"another change of site {site} waits to be confirmed: "
-                f"dvn confirm {site}, or dvn confirm {site} --undo"
-            )
 
     def _listen(self, site: Site, state: KernelState) -> Heard:
         if self._packets is None:
@@ -240,9 +254,9 @@ class Changes:
         wanted = still_wanted(heard, state)
         return lost(wanted, self._packets.again(wanted, state))
 
-    def _put_back(self, site: str, before: KernelState) -> tuple[bool, str]:
+    def _put_back(self, site: str, silent: tuple[str, ...]) -> tuple[bool, str]:
         try:
-            self.engine.restore(site, before)
+            self.undo(site, f"it silenced {silent[0]}")
         except (ApplyError, KernelError) as error:
             return False, f"and it could not be undone: {error}"
         return True, "what was done is undone"

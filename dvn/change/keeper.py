@@ -212,9 +212,8 @@ class Keeper:
             events = list(self._events)
             self._events.clear()
             self._next_resync = now + self._resync
-            parents = {event.pid: blame.parent_of(event.pid) for event in events if event.pid}
             for name in self._target.wanted():
-                self._look(name, events, parents)
+                self._look(name, events, watch)
             self._take_echo(watch)
         due = self._rules.due()
         if due is not None and self._clock() >= due:
@@ -228,30 +227,31 @@ class Keeper:
         What the kernel says that somebody else did to nftables stays an event."""
         self._take(event for event in watch.read() if event.kind == "nft" and not is_echo(event))
 
-    def _look(self, name: str, events: list[Event], parents: Mapping[int, str]) -> None:
+    def _look(self, name: str, events: list[Event], watch: Watch) -> None:
         now = self._clock()
         fight = self._fights.setdefault(name, Fight())
         held = fight.held_until(now)
         if held is not None:
             self._next_resync = min(self._next_resync, held)
             return
-        who = self._who(events, parents)
-        if who:
-            fight.who = who
+        action, steps, message = "repaired", tuple[str, ...](), ""
         try:
             applied = self._target.repair(name)
         except (KernelError, SpecError, RuntimeError) as error:
             # Who is quick enough takes it away before we have looked at it.
-            fight.repaired(now, ("failed",))
-            self._report(name, "failed", who, (), str(error))
+            action, message = "failed", str(error)
             self._next_resync = min(self._next_resync, now + _RETRY_S)
         else:
             if not fight.on:
                 self._status.held.pop(name, None)
             if applied is None or not applied.steps:
                 return
-            fight.repaired(now, applied.steps)
-            self._report(name, "repaired", who, applied.steps, "")
+            steps = applied.steps
+        self._take_echo(watch)  # a look may see what is done before it hears of it
+        who = self._who([*events, *self._events])
+        fight.who = who or fight.who
+        fight.repaired(now, steps or (action,))
+        self._report(name, action, who, steps, message)
         self._hold(name, fight)
 
     def _hold(self, name: str, fight: Fight) -> None:
@@ -268,7 +268,8 @@ class Keeper:
         self._next_resync = min(self._next_resync, held)
         self._report(name, "held", fight.who, (), words)
 
-    def _who(self, events: list[Event], parents: Mapping[int, str]) -> str:
+    def _who(self, events: list[Event]) -> str:
+        parents = {event.pid: blame.parent_of(event.pid) for event in events if event.pid}
         return blame.culprit(events, blame.running(), parents) if events else ""
 
     def _report(

@@ -2,27 +2,36 @@
 
 `STATE/change/SITE.json` holds what was tried and what to go back to. Two lock files beside it:
 `SITE.lock` is held while a change is decided, so that it is confirmed or undone and never both;
-`SITE.guard` for as long as a guard lives (guard.py).
+`SITE.guard` for as long as a guard lives (guard.py), or the command that applies for good: that is
+its own guard, and whoever finds its file without it knows that it was killed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dvn.change import snapshot
-from dvn.change.files import ChangeError, locked, own_directory, read_json, remove, write_json
+from dvn.change.files import (
+    ChangeError,
+    locked,
+    own_directory,
+    read_json,
+    remove,
+    try_lock,
+    write_json,
+)
 from dvn.kernel.state import KernelState
 from dvn.spec import Site, site_from_json
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PATIENCE_S = 60.0
 
-State = Literal["trying", "undoing"]
+State = Literal["applying", "trying", "undoing"]
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,22 @@ class PendingStore:
         self._root = root / "change"
 
     def begin(self, pending: Pending) -> None:
-        """Write the intention. ChangeError if another change of this site waits."""
-        own_directory(self._root)
-        if self.get(pending.site):
-            raise ChangeError(
-                f"another change of site {pending.site} waits to be confirmed: "
-                f"dvn confirm {pending.site}, or dvn confirm {pending.site} --undo"
-            )
-        write_json(self._path(pending.site), asdict(pending))
+        """Write the intention. ChangeError if another change of this site is under way."""
+        with self.deciding(pending.site):
+            self.refuse(pending.site)
+            write_json(self._path(pending.site), asdict(pending))
+
+    def refuse(self, site: str) -> None:
+        """ChangeError if a change of this site is under way."""
+        other = self.get(site)
+        if other is None:
+            return
+        if other.state == "applying":
+            raise ChangeError(f"{other.who} is changing site {site} at this moment: try again")
+        raise ChangeError(
+            f"another change of site {site} waits to be confirmed: "
+            f"dvn confirm {site}, or dvn confirm {site} --undo"
+        )
 
     def get(self, site: str) -> Pending | None:
         value = read_json(self._path(site))
@@ -105,6 +122,14 @@ class PendingStore:
     def deciding(self, site: str) -> AbstractContextManager[None]:
         own_directory(self._root)
         return locked(self._root / f"{site}.lock", patience_s=_PATIENCE_S)
+
+    @contextmanager
+    def guarding(self, site: str) -> Iterator[None]:
+        """Be the guard of what one does oneself. ChangeError if there is one."""
+        with self.guard_file(site).open("a") as file:
+            if not try_lock(file.fileno()):
+                raise ChangeError(f"somebody is changing site {site} at this moment: try again")
+            yield
 
     def guard_file(self, site: str) -> Path:
         own_directory(self._root)

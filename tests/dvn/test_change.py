@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from dvn.change import snapshot, view
+from dvn.change import guard, snapshot, view
 from dvn.change.changes import BrokeError, Changes, Wish
 from dvn.change.files import ChangeError
 from dvn.change.history import History, Revision, static_site
 from dvn.change.operator import MISSES, OperatorWatch, Route, operator_address
 from dvn.change.verify import Heard, Machine, Remote, lost, still_wanted
+from dvn.change.wanted import WantedSites
 from dvn.engine import ApplyError, Engine
 from dvn.kernel.fake import FakeKernel
 from dvn.kernel.state import KernelState
@@ -342,3 +343,51 @@ def test_no_line_of_a_plan_is_lost_in_the_groups(first: Site, second: Site) -> N
     plan = engine.plan(second)
     found = view.groups(plan, second, verbose=True)
     assert sorted(line for group in found for line in group.lines) == sorted(plan.lines())
+
+
+def test_an_apply_that_was_killed_in_the_middle_is_undone(told: Told) -> None:
+    """By whoever comes next; meanwhile nobody repairs what it did, and nobody else changes it."""
+    told.changes().apply(Wish(full_site(), "site.yaml"))
+    before = told.state()
+
+    class Killed(BaseException):
+        pass
+
+    def die(step: Step) -> bool:
+        if "b-atlas-store" not in told.kernel.links:
+            raise Killed
+        return False
+
+    told.kernel.fail = die
+    with pytest.raises(Killed):
+        told.changes().apply(Wish(smaller(), "site.yaml"))
+    told.kernel.fail = None
+    assert told.state() != before
+    changes = told.changes()
+    with pytest.raises(ChangeError, match="is changing site cnaf at this moment"):
+        changes.apply(Wish(smaller(), "site.yaml"))
+    kept = changes.recover("cnaf", guarded=False)
+    assert kept is not None
+    assert kept.result == "undone: the command was killed in the middle of it"
+    assert told.state() == before
+    assert changes.apply(Wish(smaller(), "site.yaml")).applied.steps
+
+
+def test_while_one_applies_nobody_takes_it_for_drift_or_undoes_it(told: Told) -> None:
+    seen: list[object] = []
+    other = told.changes()
+    step_seen: list[Step] = []
+
+    def look(step: Step) -> bool:
+        if not step_seen:
+            step_seen.append(step)
+            seen.extend(guard.finish_left(other, told.root, restart=False))
+            seen.append(WantedSites(other).sites())
+            with pytest.raises(ChangeError, match="for good at this moment"):
+                other.confirm("cnaf")
+        return False
+
+    told.kernel.fail = look
+    told.changes().apply(Wish(full_site(), "site.yaml"))
+    assert seen == [{}]
+    assert set(WantedSites(told.changes()).sites()) == {"cnaf"}
