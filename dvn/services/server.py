@@ -34,7 +34,7 @@ from dvn.services.config import CONFIG, CONTROL, LOCK, Service, digest, from_jso
 from dvn.services.journal import Journal
 from dvn.services.privileges import account, give_up
 from dvn.services.resolver import Upstream
-from dvn.services.room import Ears, Room, fixed6, gateway4
+from dvn.services.room import Allowance, Ears, Room, fixed6, gateway4
 
 log = logging.getLogger("dvn.services")
 
@@ -309,6 +309,17 @@ def _names(data: bytes) -> list[str]:
     return found
 
 
+class _Sparse(logging.Filter):
+    """A tenant who makes trouble must not fill the disk with what is said about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._allowance = Allowance(rate=0.2, most=100, left=100)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._allowance.take(record.created)
+
+
 def _listen(path: Path) -> socket.socket:
     """A socket that only root may speak to. One that a killed process left is in the way."""
     with contextlib.suppress(FileNotFoundError):
@@ -341,6 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("leases", type=Path)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger().handlers[0].addFilter(_Sparse())
     try:
         _raise_limit()
         _claim(options.directory)

@@ -77,6 +77,8 @@ def sites(draw: st.DrawFn) -> Site:
             if draw(st.booleans()) and taps:
                 networks[name]["ports"] = [{"interface": taps.pop()}]
             if draw(st.booleans()):
+                networks[name]["dhcp"] = draw(st.sampled_from([True, {"lease": "2h"}]))
+            if draw(st.booleans()):
                 networks[name]["rate"] = draw(st.sampled_from(["5mbit", {"in": "1gbit"}]))
             if draw(st.booleans()):
                 networks[name]["services"] = draw(
