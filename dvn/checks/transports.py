@@ -114,12 +114,13 @@ def _out_of_place(tunnel: Tunnel) -> Iterator[Problem]:
 
 
 def _type(tunnel: Tunnel) -> Iterator[Problem]:
-    if tunnel.type == "gre" and not tunnel.prefixes:
+    if tunnel.type == "gre":
+        # Its routes belong into the network's own routing table.
         yield _at(
             tunnel,
             "type",
-            "a routed tunnel (type: gre) has nothing behind it",
-            "add `prefixes: [...]`: what the far end's networks have",
+            "a routed tunnel (type: gre) is not in this version",
+            "leave `type` out: both ends are then one segment",
         )
     if tunnel.type == "gretap" and tunnel.prefixes:
         yield _at(

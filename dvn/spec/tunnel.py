@@ -57,8 +57,8 @@ class TunnelSpec(Model):
     network: Name = Field(examples=["farm"])
     """The tenant's network that the tunnel extends."""
     type: TunnelType = "gretap"
-    """`gretap`: the far end is part of the same segment. `gre`: it has prefixes of its own, which
-    are routed."""
+    """`gretap`: the far end is part of the same segment. `gre`, with routed prefixes of its own, is
+    not in this version."""
     remote: AddressField | None = Field(default=None, examples=["203.0.113.7"])
     """The other end's address, as it is seen from here, IPv4 or IPv6. May be left out only with
     WireGuard, for an end that moves about or hides behind a NAT: it is known by its key."""
