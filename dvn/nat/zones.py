@@ -104,8 +104,8 @@ _GATEWAY = (
         "DHCP, where it is served",
     ),
     NftRule.of(
-        "ip6 saddr fe80::/10 ip6 daddr ff02::1:2 udp sport 546 udp dport 547 "
-        "iifname . meta l4proto . th dport @services accept",
+        "iifname @advertised ip6 saddr fe80::/10 ip6 daddr ff02::1:2 "
+        "udp sport 546 udp dport 547 accept",
         "DHCPv6, where it is served",
     ),
     NftRule.of(
