@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -246,12 +247,18 @@ def known_tenants(site: Site, names: Iterable[str]) -> None:
 
 
 def _seen(site: Site) -> tuple[Site, dict[str, Seen]]:
-    """The site with the tunnels of leases, and how each device is."""
+    """The site with the tunnels of leases, and how each device is: by the kernel, and where the
+    daemon runs and measures, by its word."""
     from dvn.diagnose.health import seen_devices, with_leased
     from dvn.diagnose.surroundings import read_scene
+    from gateway.cli.client import ApiFailure, Client
+    from gateway.linkhealth import measured
 
     scene, tunnels = read_scene(), engine().tunnels(site.site)
-    return with_leased(site, scene, tunnels), seen_devices(scene, tunnels.values())
+    seen = seen_devices(scene, tunnels.values())
+    with suppress(ApiFailure):
+        seen |= measured(Client().get("leases"))
+    return with_leased(site, scene, tunnels), seen
 
 
 def _finding(finding: Finding) -> None:
