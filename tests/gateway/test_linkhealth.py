@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dvn import addresses
 from dvn.diagnose.topology import Seen, State
 from gateway.linkhealth import measured
@@ -11,7 +13,7 @@ from tests.gateway.leases import lease
 
 def test_what_was_measured_is_told_by_device() -> None:
     link = {"state": "degraded", "rtt_ms": 12.34, "loss": 0.25, "detail": ""}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "1a2b3c4d", "tenant": "cms", "link": link},
         {"id": "5e6f", "tenant": "cms", "link": None},
     ]
