@@ -137,8 +137,8 @@ class Changes:
         """Do what was begun; `site` unless it is the pending one, such as one with leases. If it
         fails or silences somebody it is undone at once, and the exception says so."""
         wanted = site or pending.site_spec()
-        heard = self._listen(wanted, pending.snapshot())
         try:
+            heard = self._listen(wanted, pending.snapshot())
             applied = self.engine.apply(wanted, keep_dynamic=keep_dynamic)
         except (SpecError, ApplyError, KernelError) as error:
             self.undo(pending.site, f"it failed: {error}")
@@ -226,7 +226,7 @@ class Changes:
             self.begin(nothing, timeout=0, state="applying", keep_dynamic=False)
             try:
                 applied = self.engine.destroy(site)
-            except ApplyError:
+            except (ApplyError, KernelError):
                 self.pending.end(site)
                 raise
             if applied.steps or self.history.current(site):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import select
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,13 +19,19 @@ from gateway.cli.session import (
     report,
     session,
 )
+from gateway.cli.trial import (
+    attempt,
+    decided,
+    finish_left,
+    groups,
+    report_done,
+    show_plan,
+    watched,
+)
 
 if TYPE_CHECKING:
-    from dvn.change.changes import Changes, Done, Wish
+    from dvn.change.changes import Changes, Wish
     from dvn.change.history import Revision
-    from dvn.change.pending import Pending
-    from dvn.change.view import Group
-    from dvn.kernel.steps import Plan
     from dvn.spec import Site
     from gateway.cli.session import Loader
 
@@ -46,8 +48,6 @@ Probe = Annotated[
         help="Undo a change that silences who answered before it.",
     ),
 ]
-_SETTLE_S = 5.0
-_POLL_S = 0.2
 
 
 def add_to(app: typer.Typer, loader: Loader) -> None:
@@ -64,13 +64,13 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
         with session(output) as placed:
             site, doc = loader(file)
             placed.append(doc)
-            _finish_left(_changes(probe=False), output)
+            finish_left(_changes(probe=False), output)
             found = engine().plan(site, keep_dynamic=True)
             all_ = view.groups(found, site, verbose=verbose)
             if output is Format.JSON:
                 as_json({"ok": True, "steps": list(found.lines()), **view.as_json(all_)})
                 return
-            _show_plan(all_, verbose)
+            show_plan(all_, verbose)
             if not found:
                 line("nothing to do: the kernel is as the file says")
 
@@ -90,11 +90,11 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
             site, doc = loader(file)
             placed.append(doc)
             changes = _changes(probe=probe)
-            _finish_left(changes, output)
+            finish_left(changes, output)
             if output is Format.TEXT:
-                _show_plan(_groups(engine().plan(site, keep_dynamic=True), site, verbose), verbose)
+                show_plan(groups(engine().plan(site, keep_dynamic=True), site, verbose), verbose)
             done = changes.apply(_wish(site, file))
-            _report(done, output, "the kernel is as the file says")
+            report_done(done, output, "the kernel is as the file says")
 
     @app.command("try", rich_help_panel=PANEL)
     def try_(
@@ -127,7 +127,7 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
         with session(output) as placed:
             site, doc = loader(file)
             placed.append(doc)
-            _try(_changes(probe=probe), _wish(site, file), timeout, _watched(watch), yes, output)
+            attempt(_changes(probe=probe), _wish(site, file), timeout, watched(watch), yes, output)
 
     @app.command(rich_help_panel=PANEL)
     def confirm(
@@ -140,7 +140,7 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
         """Keep what `dvn try` changed."""
         with session(output):
             changes = _changes(probe=False)
-            _finish_left(changes, output)
+            finish_left(changes, output)
             site = _the_site(which, changes.pending.sites(), loader, "waits to be confirmed")
             if undo:
                 kept = changes.undo(site, "the operator said so")
@@ -148,7 +148,7 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
                     raise fail(f"no change of site {site} waits", output, RUNTIME_FAILURE)
             else:
                 kept = changes.confirm(site)
-            _decided(kept, output)
+            decided(kept, output)
 
     @app.command(rich_help_panel=PANEL)
     def history(
@@ -186,14 +186,14 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
         """
         with session(output):
             changes = _changes(probe=probe)
-            _finish_left(changes, output)
+            finish_left(changes, output)
             site = _the_site(which, changes.history.sites(), loader, "has a history")
             wish = changes.rollback(site, revision)
             if output is Format.TEXT:
                 found = engine().plan(wish.site, keep_dynamic=True)
-                _show_plan(_groups(found, wish.site, False), False)
+                show_plan(groups(found, wish.site, False), False)
             done = changes.apply(wish)
-            _report(done, output, f"site {site} is as in revision {revision}")
+            report_done(done, output, f"site {site} is as in revision {revision}")
 
     @app.command(rich_help_panel=PANEL)
     def destroy(file: File, output: Output = Format.TEXT) -> None:
@@ -204,7 +204,7 @@ def add_to(app: typer.Typer, loader: Loader) -> None:
         with session(output):
             site, _doc = loader(file)
             changes = _changes(probe=False)
-            _finish_left(changes, output)
+            finish_left(changes, output)
             applied = changes.destroy(site.site, str(file))
             if output is Format.TEXT:
                 for text in applied.steps:
@@ -223,143 +223,6 @@ def _wish(site: Site, file: Path) -> Wish:
     from dvn.change.changes import Wish
 
     return Wish(site, str(file.absolute()), file.read_text())
-
-
-def _watched(given: str | None) -> str | None:
-    from ipaddress import ip_address
-
-    from dvn.change.operator import ancestors, operator_address
-
-    if given is None:
-        return operator_address(os.environ, ancestors())
-    try:
-        ip_address(given.partition("%")[0])
-    except ValueError:
-        raise typer.BadParameter(f"--watch {given!r}: write an IP address") from None
-    return given
-
-
-def _finish_left(changes: Changes, output: Format) -> None:
-    """What a killed command left is finished first, and said."""
-    from dvn.change import guard
-    from dvn.change.files import state_directory
-
-    if os.geteuid() != 0:
-        return
-    for revision in guard.finish_left(changes, state_directory(), restart=True):
-        sys.stderr.write(f"dvn: a trial of site {revision.site} was left: {revision.result}\n")
-
-
-def _try(
-    changes: Changes, wish: Wish, timeout: float, watch: str | None, yes: bool, output: Format
-) -> None:
-    from dvn.change import guard
-    from dvn.change.files import ChangeError, state_directory
-
-    _finish_left(changes, output)
-    site = wish.site.site
-    found = changes.engine.plan(wish.site, keep_dynamic=True)
-    if output is Format.TEXT:
-        _show_plan(_groups(found, wish.site, False), False)
-    if not found:
-        _report(changes.apply(wish), output, "the kernel is as the file says")
-        return
-    pending = changes.begin(wish, timeout=timeout, watch=watch)
-    try:
-        guard.start(state_directory(), site)
-    except (OSError, ChangeError):
-        changes.pending.end(site)
-        raise
-    try:
-        done = changes.carry_out(pending)
-        if output is Format.TEXT:
-            _say_trying(pending, done, yes)
-        kept = _wait(changes, pending, yes)
-    except KeyboardInterrupt:
-        kept = changes.undo(site, "the operator took it back") or _last(changes, pending)
-    _decided(kept, output)
-
-
-def _say_trying(pending: Pending, done: Done, yes: bool) -> None:
-    from dvn.change.pending import boot_time
-
-    for note in done.applied.notes:
-        line(f"note: {note}")
-    if done.heard:
-        line(f"{done.heard} that answered before answer still")
-    left = f"{pending.left(boot_time()):.0f} s"
-    watched = f", and if {pending.watch} is lost" if pending.watch else ""
-    if yes:
-        line(f"tried: kept in {_SETTLE_S:.0f} s unless something is lost")
-        return
-    enter = "Enter, or " if sys.stdin.isatty() else ""
-    line(f"tried: undone in {left}{watched}; to keep it: {enter}dvn confirm {pending.site}")
-    sys.stdout.flush()
-
-
-def _wait(changes: Changes, pending: Pending, yes: bool) -> Revision:
-    """Until it is decided, by us or by somebody else."""
-    from dvn.change.files import ChangeError
-
-    settled = time.monotonic() + _SETTLE_S
-    interactive = sys.stdin.isatty() and not yes
-    while changes.pending.get(pending.site) is not None:
-        wanted = yes and time.monotonic() >= settled
-        if interactive:
-            wanted = bool(select.select([sys.stdin], [], [], _POLL_S)[0])
-            if wanted and not sys.stdin.readline():
-                interactive = wanted = False  # the terminal is gone, which is no Enter
-        else:
-            time.sleep(_POLL_S)
-        if wanted:
-            try:
-                return changes.confirm(pending.site)
-            except ChangeError:
-                continue  # the guard was quicker: its file goes in a moment
-    return _last(changes, pending)
-
-
-def _last(changes: Changes, pending: Pending) -> Revision:
-    from dvn.change.files import ChangeError
-
-    for revision in reversed(changes.history.revisions(pending.site)):
-        if revision.spec == pending.spec and revision.plan == pending.plan:
-            return revision
-    raise ChangeError(f"nobody wrote down what came of it: see dvn plan {pending.source}")
-
-
-def _decided(revision: Revision, output: Format) -> None:
-    """Say what came of a trial; exit status 1 if it was undone."""
-    if output is Format.JSON:
-        told = {"revision": revision.number, "result": revision.result}
-        as_json({"ok": revision.in_force, "site": revision.site, **told})
-    elif revision.in_force:
-        line(f"kept as revision {revision.number} of site {revision.site}")
-    else:
-        sys.stderr.write(f"dvn: {revision.result} (revision {revision.number})\n")
-    if not revision.in_force:
-        raise typer.Exit(RUNTIME_FAILURE)
-
-
-def _groups(plan: Plan, site: Site, verbose: bool) -> tuple[Group, ...]:
-    from dvn.change import view
-
-    return view.groups(plan, site, verbose=verbose)
-
-
-def _show_plan(all_: tuple[Group, ...], verbose: bool) -> None:
-    from dvn.change import view
-
-    for group in all_:
-        typer.secho(group.title, bold=sys.stdout.isatty())
-        for text in group.lines if verbose else view.folded(group):
-            coloured(text, indent=2)
-    if all_:
-        line(view.summary(all_))
-
-
-def _report(done: Done, output: Format, settled: str) -> None:
-    report(done.applied, output, settled, heard=done.heard, revision=done.revision)
 
 
 def _the_site(which: str | None, known: tuple[str, ...], loader: Loader, what: str) -> str:
