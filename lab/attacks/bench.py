@@ -20,6 +20,7 @@ from dvn.kernel.nft import Nft
 from dvn.kernel.nftcommands import LoadTable
 from dvn.kernel.state import KernelState, NftTable
 from dvn.spec import Site, parse_site
+from dvn.tunnels.secrets import read_secrets
 from lab import linux
 from lab.attacks import ground
 from lab.attacks.case import Case, Phase, Shot
@@ -62,6 +63,8 @@ class Bench:
         self.hosts = build(lab, ground.topology(features))
         self.site: Site = parse_site(located.loads(ground.site_text(features)))
         self._kernel = LinuxKernel()
+        if "wireguard" in features:
+            self._gateway().write(ground.PRIVATE_KEY_FILE, ground.PRIVATE_KEY + "\n", 0o600)
         self._dress()
         self._wires: Wires | None = None
         self._warm = False
@@ -97,7 +100,8 @@ class Bench:
     def _apply(self, change: Change | None) -> KernelState:
         for _pass in range(2):  # what is made first may be seen by the second look
             view = self._kernel.look(self.site.site)
-            wanted = compile_site(self.site, view.host).state
+            host = replace(view.host, secrets=read_secrets(self.site))
+            wanted = compile_site(self.site, host).state
             self.features |= {ground.BRIDGE_META} if view.host.bridge_meta else set()
             if change:
                 wanted = change(wanted)
@@ -157,7 +161,7 @@ class Bench:
                 )
         places = [
             (name, self._inside(name, partial(watch, None)))
-            for name in sorted(ground.PLACES)
+            for name in sorted(ground.PLACES | {ground.ROUTER})
             if name in self.hosts and name != ground.GATEWAY
         ]
         places.append((ground.CABLE, self._inside("cable", partial(watch, "two"))))

@@ -1,7 +1,7 @@
 """The ground the attacks are made on: two tenants, a site, the internet, all addresses known.
 
     red/farm   r1 r2 r5     VLAN 101 head      tunnel `far` to cloud   open, NAT
-    red/lab    r3 r4                                                   closed, NAT
+    red/lab    r3 r4                           in WireGuard, to none   closed, NAT
     blue/farm  b1 b2        VLAN 103 disk      tunnel `far` to moon    closed, NAT
     blue/lab   b3 b4                                                   closed, no NAT
 
@@ -30,6 +30,13 @@ EVIL4, EVIL6 = "192.0.2.66", "2001:db8:2::66"  # web's machine may claim to be i
 METADATA4, METADATA6 = "169.254.169.254", "fd00:ec2::254"
 CLOUD4, MOON4 = "203.0.113.7", "203.0.113.200"
 UNDECLARED_VLAN = 555
+# A tunnel of red/lab in WireGuard, whose other end is never there. The keys are made of one byte
+# each: nothing is secret here.
+PRIVATE_KEY_FILE = "/run/dvn/siege.key"
+PRIVATE_KEY = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+PUBLIC_KEY = "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="
+PEER_KEY = "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk="
+SEALED_KEY = 0x5EA1
 _OWN = ("/etc:empty",)  # directories of a machine that runs nothing
 
 
@@ -164,6 +171,7 @@ NICS: Mapping[str, Nic] = {
 CABLE = "cable"  # the place at the bare cable's other end
 HOSTS = ("site", "web", "cloud", "moon")  # that belong to no network
 INSIDERS = tuple(nic.host for nic in _ALL if nic.net)
+ROUTER = "internet"  # sees all that leaves; few attacks call that a leak
 UNDERLAY = "gw/gre"  # where GRE comes to the gateway itself
 # Everywhere a marker may turn up. The router `internet` is on everybody's way and counts for none.
 PLACES = frozenset({*INSIDERS, *HOSTS, INTRUDER, GATEWAY, *(net.inside for net in NETS)})
@@ -260,10 +268,12 @@ _OUTSIDE_LINKS = (
 
 def site_text(features: frozenset[str]) -> str:
     """The site file of the gateway."""
+    sealed = "gretap" in features and "wireguard" in features
+    identity = f", wireguard: {{private_key_file: {PRIVATE_KEY_FILE}}}" if sealed else ""
     lines = [
         f"site: {SITE}",
         f"host: {GATEWAY}",
-        f"underlay: {{interface: wan0, address: {WAN4}}}",
+        f"underlay: {{interface: wan0, address: {WAN4}{identity}}}",
         "tenants:",
     ]
     for tenant in dict.fromkeys(each.tenant for each in NETS):
@@ -276,6 +286,9 @@ def site_text(features: frozenset[str]) -> str:
             if each.tenant == tenant and each.remote and "gretap" in features:
                 ends = f"network: {each.name}, remote: {each.remote4}, key: {each.key}"
                 lines.append(f"      far: {{{ends}, transport: plain{_pins(each)}}}")
+        if tenant == "red" and sealed:
+            ends = f"network: lab, remote: {MOON4}, key: {SEALED_KEY}, peer_key: {PEER_KEY}"
+            lines.append(f"      sealed: {{{ends}, transport: wireguard}}")
     return "\n".join(lines) + "\n"
 
 

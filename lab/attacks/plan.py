@@ -18,7 +18,7 @@ from dvn.diagnose.frames import Packet
 from dvn.diagnose.rulesets import Ruleset
 from dvn.diagnose.scene import Device, of_state
 from dvn.diagnose.walk import HOST, Walk, Walker
-from dvn.kernel.state import Host, HostLink, KernelState
+from dvn.kernel.state import Host, HostLink, KernelState, Secret
 from dvn.spec import parse_site
 from lab.attacks import ground
 from lab.attacks.case import Case, Phase, Shot, markers
@@ -60,6 +60,7 @@ def state() -> KernelState:
         sysctls={f"net/ipv4/conf/{name}/forwarding": "0" for name in names}
         | {"net/ipv6/conf/all/forwarding": "0"},
         bridge_meta=True,
+        secrets={ground.PRIVATE_KEY_FILE: Secret("", ground.PUBLIC_KEY)},
     )
     return compile_site(site, host).state
 

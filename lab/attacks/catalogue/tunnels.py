@@ -10,6 +10,7 @@ from scapy.layers.l2 import GRE, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
+from dvn.addresses import wireguard_inner
 from lab.attacks.case import Phase, Role
 from lab.attacks.catalogue.draft import Attack, Draft, Packet, Send, Tag, bound
 from lab.attacks.catalogue.packets import BROADCAST, ether, udp
@@ -19,7 +20,12 @@ from lab.attacks.ground import (
     GATEWAY,
     NETS,
     NICS,
+    PEER_KEY,
     PLACES,
+    PUBLIC_KEY,
+    ROUTER,
+    SEALED_KEY,
+    UNDERLAY,
     WAN4,
     Net,
     remote_address,
@@ -27,6 +33,8 @@ from lab.attacks.ground import (
 )
 
 _GRE = frozenset({"gretap"})
+_SEALED = frozenset({"gretap", "wireguard"})
+SEALED_NET = next(net for net in NETS if net.full == "red-lab")
 TUNNELLED = tuple(net for net in NETS if net.remote)
 # The gateway's own stack sees outer packets by nature, and filters them where DVN has no say.
 _INSIDE = frozenset(PLACES - {"cloud", "moon", "web", "site", GATEWAY})
@@ -291,6 +299,68 @@ def _probing() -> Iterator[Draft]:
             )  # fmt: skip
 
 
+# -- encrypted tunnels ----------------------------------------------------------------------------
+
+
+def _bare() -> Iterator[Draft]:
+    """Plain GRE with the addresses and the key that are right inside WireGuard."""
+    peer, own = (str(wireguard_inner(key)) for key in (PEER_KEY, PUBLIC_KEY))
+    control, arrives, words = _honest(TUNNELLED[0])
+    target = NICS[SEALED_NET.machines[0]]
+
+    def frame(tag: Tag, source: str) -> Packet:
+        inner = udp(f"10.{SEALED_NET.number}.0.101", target.ip4, tag)
+        outer = IP(src=source, dst=own) / keyed(SEALED_KEY)
+        return outer / ether(remote_mac(SEALED_NET), target.mac, inner)
+
+    def at_wire(tag: Tag, at: str, via: str, source: str) -> Packet:
+        return ether(NICS[at].mac, NICS[via].mac, frame(tag, source))
+
+    for at, via in (("internet:site", "gw:wan0"), ("site", "gw:ext0")):
+        for whose, source in (("the peer", peer), ("anybody", EVIL4), ("itself", own)):
+            send = Send(at, bound(at_wire, at=at, via=via, source=source))
+            yield Draft(
+                f"as {whose} by {via[3:]}", 4, NICS[at].host, (control, send),
+                _INSIDE | {UNDERLAY}, words, arrives, needs=_SEALED,
+            )  # fmt: skip
+    for where in vantages():
+        sends = tuple(
+            where.send(where.through_gateway(bound(frame, source=source)))
+            for source in (where.ip4, peer)
+        )
+        send, there, told = where.honest(4, "udp")
+        inside = {*SEALED_NET.machines, SEALED_NET.inside, UNDERLAY, GATEWAY}
+        places = frozenset(inside - {where.name})
+        if where.net == SEALED_NET:
+            places -= {SEALED_NET.inside}  # it is on its way to the gateway
+        yield Draft(
+            f"from {where.name}", 4, where.name, (send, *sends), places, told, there,
+            needs=where.needs | _SEALED,
+        )  # fmt: skip
+
+
+def _in_clear() -> Iterator[Draft]:
+    """What goes into an encrypted tunnel is nowhere in clear, though the other end is not there."""
+    sender = NICS[SEALED_NET.machines[0]]
+
+    def said(tag: Tag, mac: str) -> Packet:
+        return ether(sender.mac, mac, udp(sender.ip4, f"10.{SEALED_NET.number}.0.101", tag))
+
+    peer = NICS[SEALED_NET.machines[1]]
+    control = Send(
+        sender.host,
+        bound(lambda tag: ether(sender.mac, peer.mac, udp(sender.ip4, peer.ip4, tag))),
+        Phase.CONTROL,
+        Role.CONTROL,
+    )
+    for how, mac in (("broadcast", BROADCAST), ("to a far machine", remote_mac(SEALED_NET))):
+        yield Draft(
+            how, 4, sender.host, (control, Send(sender.host, bound(said, mac=mac))),
+            frozenset({ROUTER, "web", "cloud", "moon", "site"}),
+            "the same to a neighbour arrives", frozenset({peer.host}), needs=_SEALED,
+        )  # fmt: skip
+
+
 def _tagged_inside() -> Iterator[Draft]:
     """The remote end hops into a VLAN of the site's switch."""
     for net in TUNNELLED:
@@ -320,6 +390,9 @@ ATTACKS = (
            "VU#199397; CVE-2024-7595, -7596; CVE-2020-10136", _injection),
     Attack("gre-key-guessing", "tries keys until one fits", "RFC 2890", _guessing),
     Attack("gre-probe", "finds out which tunnels there are", "RFC 792; CWE-203", _probing),
+    Attack("unsealed", "brings plain GRE into an encrypted tunnel", "CWE-319; CVE-2020-10136",
+           _bare),
+    Attack("in clear", "hears what an encrypted tunnel should hide", "CWE-319", _in_clear),
     Attack("nested", "wraps a packet for another tenant so that the gateway unwraps it",
            "CVE-2020-10136; RFC 6169", _nested),
     Attack("outer-spoof", "speaks to another tenant's remote end as if it were the gateway",
