@@ -16,6 +16,7 @@ from lab.attacks.catalogue import (
     spoofing,
     trunk,
     tunnels,
+    uplink,
 )
 from lab.attacks.catalogue.draft import Attack, numbered
 
@@ -30,6 +31,7 @@ ATTACKS: tuple[Attack, ...] = (
     *flows.ATTACKS,
     *malformed.ATTACKS,
     *intruder.ATTACKS,
+    *uplink.ATTACKS,
 )
 
 

@@ -366,7 +366,14 @@ def _hidden() -> Iterator[Draft]:
                 IPv6(src=where.ip6, dst=to, hlim=255) / header / Raw(plain[: len(plain) // 8 * 8])
             )
 
+        def own(tag: Tag, where: Vantage = where, to: str = neighbour.ip6) -> Packet:
+            """An honest one, but whole in a fragment."""
+            plain = _body(advert(where.ip6, where.ip6, where.mac, tag, to))
+            header = IPv6ExtHdrFragment(nh=58, id=tag.port, offset=0, m=0)
+            return IPv6(src=where.ip6, dst=to, hlim=255) / header / Raw(plain)
+
         for how, version, make in (
+            ("an honest advertisement in a fragment", 6, _framed(where, neighbour.mac, own)),
             ("a fragmented DHCP offer", 4, offer),
             ("an advertisement behind options", 6, _framed(where, neighbour.mac, claim)),
             ("a fragmented advertisement", 6, _framed(where, neighbour.mac, cut)),

@@ -39,6 +39,23 @@ def _draft(where: Vantage, variant: str, family: int, makes: list[Make], control
     )  # fmt: skip
 
 
+def advertised(where: Vantage, tag: Tag) -> Packet:
+    """A router advertisement, hidden in nothing."""
+    return IPv6(src=where.link_local, dst="ff02::1", hlim=255) / _ra(where, tag)
+
+
+def offered(where: Vantage, kind: str, tag: Tag) -> Packet:
+    """A DHCP server's message to all."""
+    head = IP(src=where.ip4, dst="255.255.255.255") / UDP(sport=67, dport=68)
+    return head / _bootp(where, kind, tag)
+
+
+def replied(where: Vantage, to: str, tag: Tag) -> Packet:
+    """A DHCPv6 server's message to one."""
+    head = IPv6(src=where.ip6, dst=to) / UDP(sport=547, dport=546)
+    return head / DHCP6_Reply(trid=1) / DHCP6OptStatusCode(statusmsg=tag.data)
+
+
 # -- DHCPv4 ---------------------------------------------------------------------------------------
 
 
@@ -61,7 +78,7 @@ def _dhcp4() -> Iterator[Draft]:
             packet = IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / body
             return ether(where.mac, BROADCAST, packet)
 
-        def offered(
+        def answer(
             kind: str, ip4: str, mac: str, sport: int, where: Vantage = where
         ) -> Callable[[Tag], Packet]:
             def make(tag: Tag) -> Packet:
@@ -73,11 +90,11 @@ def _dhcp4() -> Iterator[Draft]:
         words = "a client's DHCPDISCOVER reaches the gateway"
         control = where.control(discover)
         for kind in ("offer", "ack", "nak"):
-            makes = [offered(kind, "255.255.255.255", BROADCAST, 67),
-                     offered(kind, neighbour.ip4, neighbour.mac, 67)]  # fmt: skip
+            makes = [answer(kind, "255.255.255.255", BROADCAST, 67),
+                     answer(kind, neighbour.ip4, neighbour.mac, 67)]  # fmt: skip
             yield _draft(where, kind, 4, makes, control, words)
         # A client looks at the destination port alone.
-        makes = [offered("offer", neighbour.ip4, neighbour.mac, 6767)]
+        makes = [answer("offer", neighbour.ip4, neighbour.mac, 6767)]
         yield _draft(where, "offer from another port", 4, makes, control, words)
 
         def options_long(tag: Tag, where: Vantage = where, neighbour: Nic = neighbour) -> Packet:

@@ -331,6 +331,8 @@ def _bare() -> Iterator[Draft]:
         send, there, told = where.honest(4, "udp")
         inside = {*SEALED_NET.machines, SEALED_NET.inside, UNDERLAY, GATEWAY}
         places = frozenset(inside - {where.name})
+        if where.kind == "tunnel":
+            places -= {UNDERLAY}  # its own outer packets
         if where.net == SEALED_NET:
             places -= {SEALED_NET.inside}  # it is on its way to the gateway
         yield Draft(
