@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from dvn.kernel import netlink as nl
 from dvn.kernel.genl import Genl
@@ -33,6 +34,7 @@ _P_PUBLIC, _P_PSK, _P_FLAGS, _P_ENDPOINT, _P_KEEPALIVE, _P_HANDSHAKE, _P_ALLOWED
 _F_REMOVE, _F_REPLACE_ALLOWED = 1, 2
 _A_FAMILY, _A_ADDRESS, _A_MASK = 1, 2, 3
 _NO_PSK = bytes(32)
+_NOTES = int(IPv6Address("fd64:766e:6e6f:7465::"))  # a unique local prefix (RFC 4193)
 SESSION_S = 180  # REJECT_AFTER_TIME: a session is no older than this (WireGuard's paper, 6.1)
 
 
@@ -91,6 +93,14 @@ class WireguardPeer:
     kind: Literal["peer"] = "peer"
     rank: int = 1
 
+    @staticmethod
+    def of(
+        device: str, public_key: str, inner: str, endpoint: Endpoint | None, **more: Any
+    ) -> WireguardPeer:
+        """With its address inside, and the note of the declared endpoint that the kernel keeps."""
+        noted = () if endpoint is None else (f"{_note(*endpoint)}/128",)
+        return WireguardPeer(device, public_key, (f"{inner}/32", *noted), endpoint, **more)
+
     @property
     def key(self) -> tuple[object, ...]:
         return (self.device, self.public_key)
@@ -104,6 +114,13 @@ class WireguardPeer:
         where = f" at {at[0]} port {at[1]}" if isinstance(at, tuple) else ""
         secret = f", psk {self.psk[:8]}" if self.psk else ""
         return f"{self.public_key[:8]}... of {self.device}{where}{secret}"
+
+
+def _note(address: str, port: int) -> IPv6Address:
+    """The declared endpoint as one more address that the peer may send from. The kernel remembers
+    it, and nobody uses it: where the peer was heard tells nothing of what the file said last."""
+    told = hashlib.sha256(f"{address} {port}".encode()).digest()
+    return IPv6Address(_NOTES + int.from_bytes(told[:8], "big"))
 
 
 def digest(secret: bytes) -> str:
@@ -195,7 +212,8 @@ def _message(thing: Thing, before: Thing | None) -> bytes:
     if old is None or old.psk != thing.psk:
         secret = _secret(thing.psk_file) if thing.psk else _NO_PSK
         parts.append(attribute(_P_PSK, secret))
-    if isinstance(thing.endpoint, tuple) and (old is None or old.endpoint != thing.endpoint):
+    moved = old is None or old.endpoint != thing.endpoint or old.allowed != thing.allowed
+    if isinstance(thing.endpoint, tuple) and moved:
         parts.append(attribute(_P_ENDPOINT, _sockaddr(*thing.endpoint)))
     parts.append(u16(_P_KEEPALIVE, thing.keepalive))
     if old is None or old.allowed != thing.allowed:

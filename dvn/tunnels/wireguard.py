@@ -37,8 +37,12 @@ _IN = (
         "what belongs inside WireGuard comes out of it, or not at all",
     ),
     NftRule.of(
-        "iifname @wireguard meta l4proto != { gre, ipv6-icmp } counter drop",
+        "iifname @wireguard meta l4proto != gre counter drop",
         "WireGuard carries tunnels, and is no way to the host",
+    ),
+    NftRule.of(
+        "iifname @wireguard meta nfproto ipv6 counter drop",
+        "inside WireGuard tunnels run over IPv4",
     ),
 )
 _OUT = (
@@ -108,14 +112,14 @@ def _peer(context: Context, tunnel: Tunnel) -> KernelState:
     endpoint = None
     if tunnel.remote:
         endpoint = (str(tunnel.remote), tunnel.port or underlay.wireguard.port)
-    peer = WireguardPeer(
+    peer = WireguardPeer.of(
         addresses.wireguard_name(underlay.wireguard.port),
         tunnel.peer_key,
-        (f"{addresses.wireguard_inner(tunnel.peer_key)}/32",),
+        str(addresses.wireguard_inner(tunnel.peer_key)),
         endpoint,
-        WIREGUARD_KEEPALIVE_S if endpoint else 0,
-        secret.digest if secret else "",
-        tunnel.psk_file or "",
+        keepalive=WIREGUARD_KEEPALIVE_S if endpoint else 0,
+        psk=secret.digest if secret else "",
+        psk_file=tunnel.psk_file or "",
     )
     return KernelState(things=(peer,))
 

@@ -115,6 +115,10 @@ table ip box {{
   }}
   chain out {{ type nat hook postrouting priority srcnat; {snat}
   }}
+  chain own {{
+    type filter hook input priority filter; policy accept;
+    iifname "outside" ct state new {own}
+  }}
   chain through {{
     type filter hook forward priority filter; policy {policy};
     ct state established,related accept
@@ -168,7 +172,10 @@ class Pair:
             others = 'oifname "outside" meta l4proto udp masquerade to :20000-20999\n'
             snat = ("" if keeps_ports else others) + 'oifname "outside" masquerade'
         policy = "accept" if kind == "none" else "drop"
-        text = _NAT.format(dnat=dnat, snat=snat, policy=policy, block="")
+        # A box that lets what nobody asked for in as far as itself notes it as a flow of its own,
+        # and has then no room for the one from inside that it would belong to.
+        own = "drop" if kind == "masquerade" else "accept"
+        text = _NAT.format(dnat=dnat, snat=snat, policy=policy, own=own, block="")
         if block:
             text = text.replace("ct state established", f"{block}\n    ct state established", 1)
         self[f"nat{side}"].run("nft", "-f", "-", input=text)

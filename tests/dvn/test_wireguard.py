@@ -66,6 +66,16 @@ def test_a_peer_that_is_heard_is_where_it_is_heard() -> None:
     assert observed(elsewhere, heard=int(NOW) - 500) != a_peer()
 
 
+def test_another_address_in_the_file_counts_at_once() -> None:
+    """Also for a peer that is heard: what the file said before is in the kernel's note."""
+    before = WireguardPeer.of("w-51820", PUBLIC, "240.1.2.3", ("203.0.113.7", 51820))
+    after = WireguardPeer.of("w-51820", PUBLIC, "240.1.2.3", ("203.0.113.8", 51820))
+    there = observed(wg._message(before, None), heard=int(NOW) - 10)
+    assert there == before
+    assert there != after
+    assert 4 in read_back(wg._message(after, there))  # its endpoint is set
+
+
 def test_a_change_names_only_what_differs() -> None:
     same = read_back(wg._message(a_peer(keepalive=20), a_peer()))
     assert set(same) == {1, 5}  # the peer's key, and the keepalive
