@@ -18,6 +18,7 @@ import pytest
 from dvn import addresses, located
 from dvn.engine import Engine
 from dvn.kernel.nft import Nft
+from dvn.kernel.nftcommands import AddChain, AddRule, AddTable, FlushChain, NftCommand
 from dvn.kernel.state import NftChain, NftRule, table_name
 from dvn.spec import parse_site
 from dvn.vlans import isolation
@@ -32,15 +33,16 @@ SWITCHES = Path("/proc/sys/net/bridge")
 UNKNOWN = ("isolation", "unknown", "unknown_out")
 STRAY_MAC = "02:00:00:00:00:05"
 PORTS = ("pinned", "free", "watch", "lan0", "stray")
-TABLE = f"bridge {table_name('cnaf')}"
+TABLE = ("bridge", table_name("cnaf"))
 GATEWAY_MAC = addresses.mac_address("cnaf", "gw", "cms", "farm")
 GATEWAY_LOCAL = addresses.link_local(GATEWAY_MAC).split("/")[0]
 # Somebody else's table: the mark that our rules use meanwhile is not to be seen after them.
-WITNESS = """
-add table bridge witness
-add chain bridge witness forward { type filter hook forward priority 100; }
-add rule bridge witness forward meta mark != 0 drop
-"""
+_THEIRS = ("bridge", "witness")
+WITNESS = (
+    AddTable(_THEIRS),
+    AddChain(_THEIRS, NftChain("forward", (), "filter", "forward", 100, "accept")),
+    AddRule(_THEIRS, "forward", NftRule.of("meta mark != 0 drop", "a mark")),
+)
 CASES = cases(GATEWAY_MAC, GATEWAY_LOCAL)
 
 
@@ -57,7 +59,7 @@ class Wires:
         self.sockets = {name: self.far.inside(partial(_open, name)) for name in PORTS}
         self.br_netfilter(False)
         self.apply()
-        self.nft(WITNESS)
+        self.nft(*WITNESS)
         self.bridge = self.gateway.inside(lambda: _open("b-cms-farm"))
         self.out = self.gateway.inside(lambda: _open("watch"))
         self._marks = 0
@@ -80,10 +82,10 @@ class Wires:
 
         return self.gateway.inside(write)
 
-    def nft(self, text: str) -> None:
+    def nft(self, *commands: NftCommand) -> None:
         def run() -> None:
             self._nft = self._nft or Nft()
-            self._nft.run(text)
+            self._nft.run(commands)
 
         self.gateway.inside(run)
 
@@ -172,7 +174,7 @@ def test_what_passes_and_what_does_not(port: str, outcome: set[str]) -> None:
 
 def test_without_the_filters_all_of_it_passes(wires: Wires) -> None:
     """The control: every frame is one that the bridge itself would carry."""
-    wires.nft(f"flush chain {TABLE} isolation")
+    wires.nft(FlushChain(TABLE, "isolation", "the control"))
     assert {case.name for case in CASES} == wires.arrived(CASES)
     wires.apply()
     assert wires.arrived(CASES) == expected()
@@ -208,9 +210,8 @@ def without(wires: Wires, chain: NftChain, index: int) -> Iterator[None]:
     """A chain without one of its rules."""
 
     def put(rules: tuple[NftRule, ...]) -> None:
-        flush = f"flush chain {TABLE} {chain.name}"
-        words = [f'add rule {TABLE} {chain.name} {r.text} comment "{r.comment}"' for r in rules]
-        wires.nft("\n".join([flush, *words]))
+        flush = FlushChain(TABLE, chain.name, "one rule less")
+        wires.nft(flush, *(AddRule(TABLE, chain.name, rule) for rule in rules))
 
     put((*chain.rules[:index], *chain.rules[index + 1 :]))
     try:
@@ -239,7 +240,7 @@ def test_an_interface_nobody_declared_gets_nothing(wires: Wires) -> None:
             for frame in to_it:
                 assert any(each.startswith(untagged(frame)) for each in heard) != closed
             if closed:  # and now the control
-                wires.nft("\n".join(f"flush chain {TABLE} {name}" for name in UNKNOWN))
+                wires.nft(*(FlushChain(TABLE, name, "the control") for name in UNKNOWN))
         assert any("stray" in line for line in wires.plan())
     finally:
         wires.apply()
