@@ -12,6 +12,7 @@ from dvn.diagnose.tracking import internet_sum
 
 WAITS = "a fragment waits here until all others have come"
 UNKNOWN_MAC = "02:00:00:00:00:fe"  # of a neighbour that nobody has asked for yet
+_SEGMENT_ROUTING = frozenset({3, 4})  # RPL, SRv6: off unless a sysctl says otherwise
 _ZERO4 = ip_network("0.0.0.0/8")
 _SOLICITED = ip_network("ff02::1:ff00:0/104")
 _ROUTERS = frozenset({ip_address("ff02::2"), ip_address("ff05::2"), ip_address("ff01::2")})
@@ -57,9 +58,14 @@ def not_taken(packet: Packet) -> str:
     ip = packet.ip
     if ip is not None and ip.is_fragment:
         return WAITS
-    routed = ip is not None and any(kind == ROUTING for kind, _ in ip.extensions)
-    if routed and is_group(packet.destination):  # ipv6_rthdr_rcv
-        return "a routing header in what came to a group"
+    for kind, at in ip.extensions if ip is not None else ():
+        if kind != ROUTING:
+            continue
+        if is_group(packet.destination):  # ipv6_rthdr_rcv
+            return "a routing header in what came to a group"
+        routing, left = packet.network[at + 2], packet.network[at + 3]
+        if routing in _SEGMENT_ROUTING or left:
+            return f"a routing header of type {routing}, which this host does not take"
     return ""
 
 

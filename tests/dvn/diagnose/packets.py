@@ -97,7 +97,7 @@ class Generator:
         if fate < 0.30 and ":" in what.source:
             header = chance.choice((b"\0", b"\x3c", b"\x2b"))[0]
             following = protocol_number(what.protocol, 6)
-            padding = (4, 0) if header == 0x2B else (1, 4)  # no segments left; PadN
+            padding = (chance.choice((0, 4)), 0) if header == 0x2B else (1, 4)  # PadN
             extension = bytes([following, 0, *padding, 0, 0, 0, 0])
             return replace(what, extensions=extension, next_header=header)
         if fate < 0.32:
