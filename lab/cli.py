@@ -91,7 +91,7 @@ def attack(
         _rules()
         return
     broken = tuple(without or ())
-    plan = _on_plan(chosen, broken) if on is not Ground.WIRE else None
+    plan = _on_plan(chosen, broken, matrix) if on is not Ground.WIRE else None
     wire = _on_wire(chosen, broken, matrix) if on is not Ground.PLAN else None
     found = together(wire, plan)
     if json_file is not None:
@@ -108,7 +108,7 @@ def _rules() -> None:
         line(str(part))
 
 
-def _on_plan(cases: Sequence[Any], without: Sequence[str]) -> Mapping[str, Any]:
+def _on_plan(cases: Sequence[Any], without: Sequence[str], matrix: bool) -> Mapping[str, Any]:
     from lab.attacks import change, plan
 
     state = plan.state()
@@ -118,7 +118,8 @@ def _on_plan(cases: Sequence[Any], without: Sequence[str]) -> Mapping[str, Any]:
         raise fail(str(error), Format.TEXT, WRONG) from None
     for part in parts:
         state = change.without(state, part)
-    return plan.walk_all(cases, state).as_json() | {"without": [str(part) for part in parts]}
+    found = plan.walk_all(cases, state).as_json() | {"without": [str(part) for part in parts]}
+    return found | ({"matrix": plan.matrix(cases, state)} if matrix else {})
 
 
 def _on_wire(cases: Sequence[Any], without: Sequence[str], matrix: bool) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 from dvn import addresses, located
 from dvn.compile import compile_site
@@ -22,8 +23,10 @@ from dvn.kernel.state import Host, HostLink, KernelState, Secret
 from dvn.spec import parse_site
 from lab.attacks import ground
 from lab.attacks.case import Case, Phase, Shot, markers
+from lab.attacks.change import rules, without
 from lab.attacks.ground import GATEWAY, NETS, NICS
 from lab.attacks.judge import Verdict, judge
+from lab.attacks.matrix import lost
 from lab.attacks.wire import Sightings
 from lab.kernel import FEATURES
 
@@ -91,6 +94,11 @@ def walk_all(cases: Sequence[Case], of: KernelState) -> Verdict:
                 count += 1
                 _walk(way, shot, flows, seen)
     return judge(chosen, seen, left_out, seconds=time.monotonic() - began, frames=count)
+
+
+def matrix(cases: Sequence[Case], of: KernelState) -> list[dict[str, Any]]:
+    """Each rule taken away by itself; see lab.attacks.matrix."""
+    return [lost(part, walk_all(cases, without(of, part))) for part in rules(of)]
 
 
 def _walk(way: Walker, shot: Shot, flows: Flows, seen: Sightings) -> None:

@@ -19,6 +19,7 @@ from lab.attacks.bench import Bench
 from lab.attacks.case import Case, load
 from lab.attacks.change import NoSuchPartError, Part, find, rules, without
 from lab.attacks.judge import Verdict, judge
+from lab.attacks.matrix import lost
 from lab.hosts import Lab
 from lab.kernel import FEATURES, missing_features
 
@@ -44,18 +45,7 @@ def matrix(bench: Bench, cases: Sequence[Case], parts: Iterable[Part]) -> list[d
     rows = []
     for part in parts:
         bench.apply(partial(without, part=part))
-        verdict = judge(chosen, bench.run(chosen)[0])
-        rows.append(
-            {
-                "rule": str(part),
-                "leaks": len(verdict.leaks),
-                "attacks": sorted({leak.case.attack for leak in verdict.leaks}),
-                "cases": [leak.case.name for leak in verdict.leaks],
-                "controls_missed": sorted(verdict.missed),
-            }
-        )
-        counts = f"{len(verdict.leaks):5} leaks, {len(verdict.missed):5} controls missed"
-        sys.stderr.write(f"{counts} without {part}\n")
+        rows.append(lost(part, judge(chosen, bench.run(chosen)[0])))
     bench.apply()
     return rows
 

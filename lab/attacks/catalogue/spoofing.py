@@ -306,9 +306,18 @@ def _nd_pinned(where: Vantage) -> Mapping[str, _Claim]:
         "a neighbour's MAC behind another option": _Claim(
             where.ip6, where.ip6, _victim(where).mac, before=nonce
         ),
+        "a neighbour's MAC behind two options": _Claim(
+            where.ip6, where.ip6, _victim(where).mac, before=nonce / nonce.copy()
+        ),
         "a second MAC, the neighbour's": _Claim(where.ip6, where.ip6, own, after=second),
         "detection of a free address": _Claim("::", _free(where, 6), "", solicit=True),
     }
+
+
+def _asks(tag: Tag, where: Vantage) -> Packet:
+    """An honest question for the gateway."""
+    packet = solicit(where.ip6, where.net.gateway6, where.mac, tag)
+    return ether(where.mac, multicast_mac(solicited(where.net.gateway6)), packet)
 
 
 def _nd_spoof() -> Iterator[Draft]:
@@ -350,7 +359,10 @@ def _nd_spoof() -> Iterator[Draft]:
                     makes.append(tell)
             arrives = frozenset({target.host, where.net.inside})
             words = "an honest neighbour advertisement arrives"
-            yield _draft(where, whose, 6, tuple(makes), where.control(honest), arrives, words)
+            control = where.control(honest)
+            if claim.solicit and claim.source != "::":
+                control, words = where.control(bound(_asks, where=where)), "an honest one arrives"
+            yield _draft(where, whose, 6, tuple(makes), control, arrives, words)
 
 
 # -- redirects ------------------------------------------------------------------------------------
