@@ -9,6 +9,7 @@ from dvn.diagnose.scene import IpAddress, Scene
 from dvn.diagnose.subject import Subject, Translation
 from dvn.diagnose.tracking import first_state
 
+SNAT, DNAT = 16, 32  # linux/netfilter/nf_conntrack_common.h, IPS_SRC_NAT, IPS_DST_NAT
 PRIORITY = -200  # linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK
 # Among a hook's chains addresses are changed here: destination before the route, source after.
 NAT_PRIORITIES = {"prerouting": -100, "output": -100, "input": 100, "postrouting": 100}
@@ -38,7 +39,7 @@ class Tracker:
         entry = connection.entry
         entry.answered |= connection.reply
         connection.state = "established" if entry.answered else "new"
-        connection.mark = entry.mark
+        connection.mark, connection.status = entry.mark, entry.status
 
     def _zone(self, subject: Subject, way: str) -> int:
         connection = subject.connection
@@ -88,6 +89,7 @@ class Tracker:
         subject.packet = l3.rewritten(subject.packet, source, address, found.port)
         if subject.packet == before:
             return f"{found.kind}: nothing to change", True
+        subject.connection.status |= SNAT if source else DNAT
         words = f"{found.kind}: {inside(subject.packet)}"
         now = ends_of(subject.packet)
         if now is not None and self._flows.taken(now.turned(), self._zone(subject, "reply")):
@@ -114,6 +116,6 @@ class Tracker:
         now = ends_of(subject.packet)
         if connection.state != "new" or connection.ends is None or now is None:
             return
-        entry = Entry(connection.ends, now.turned(), connection.mark)
+        entry = Entry(connection.ends, now.turned(), connection.mark, connection.status)
         connection.entry = entry
         self._flows.add(entry, self._zone(subject, "original"), self._zone(subject, "reply"))

@@ -44,6 +44,7 @@ class Entry:
     original: Ends
     reply: Ends
     mark: int = 0
+    status: int = 0  # ct status: SNAT, DNAT
     answered: bool = False
 
 

@@ -28,10 +28,12 @@ class Station:
 class Generator:
     """Any number of packets from stations to each other, the gateway, the site, the internet."""
 
-    def __init__(self, stations: tuple[Station, ...], far: tuple[str, ...], seed: int) -> None:
+    def __init__(
+        self, stations: tuple[Station, ...], far: tuple[str, ...], seed: int, first: int = 0
+    ) -> None:
         self._stations, self._far = stations, far
         self._random = random.Random(seed)
-        self._number = 0
+        self._number = first
 
     def packets(self, count: int) -> Iterator[Sent]:
         for _ in range(count):
