@@ -69,8 +69,14 @@ class Routing:
         """The route; None where there is none. A blackhole and its like are routes."""
         if flow.destination.version == 4 and flow.destination in _LIMITED_BROADCAST:
             return Path(_LIMITED_BROADCAST, flow.iif, table=LOCAL, kind="broadcast")
+        wanted = 0  # where a goto leads
         for rule in self._rules:
-            if rule.version != flow.destination.version or not self._selects(rule, flow):
+            if rule.version != flow.destination.version or rule.priority < wanted:
+                continue
+            if self._selects(rule, flow) == rule.inverted or rule.kind == "nop":
+                continue
+            if rule.kind == "goto":
+                wanted = rule.target
                 continue
             if rule.kind != "lookup":
                 return Path(ip_network(flow.destination), "", kind=rule.kind)

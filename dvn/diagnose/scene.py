@@ -71,7 +71,8 @@ class Path:
 
 @dataclass(frozen=True)
 class Selector:
-    """A policy routing rule (ip-rule(8)), in the order of priority."""
+    """A policy routing rule (ip-rule(8)), in the order of priority. `kind`: lookup, goto (the rule
+    of priority `target`), nop, blackhole, unreachable, prohibit."""
 
     priority: int
     table: int
@@ -84,6 +85,8 @@ class Selector:
     mask: int = 0xFFFFFFFF
     l3mdev: bool = False
     kind: str = "lookup"
+    target: int = 0
+    inverted: bool = False
 
 
 @dataclass(frozen=True)

@@ -174,8 +174,18 @@ def _rules() -> Iterator[Selector]:
                 mark=int(row["fwmark"], 0) if "fwmark" in row else None,
                 mask=int(row.get("fwmask", "0xffffffff"), 0),
                 l3mdev="l3mdev" in row,
-                kind=row.get("action", "lookup") if row.get("action") != "to_tbl" else "lookup",
+                kind=_kind(row),
+                target=row.get("goto", 0),
+                inverted="not" in row,
             )
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    for word in ("goto", "nop"):
+        if word in row:
+            return word
+    action = str(row.get("action", "lookup"))
+    return "lookup" if action == "to_tbl" else action
 
 
 def _selected(row: Mapping[str, Any], key: str, version: int) -> Any:
