@@ -39,9 +39,9 @@ _PREFERENCE = 0xD4
 _LEAF = 1  # minor number of the class a token bucket has
 _MARK = b"dvn\0"
 
-# The bucket: what may pass at once. 5 ms at the rate keep a timer that is late by a millisecond
-# from costing throughput; at low rates, two jumbo frames.
-_BURST_S, _LEAST_BURST = 0.005, 20_000
+# The bucket: what may pass at once. 10 ms at the rate, so that a timer that is late by some of them
+# costs no throughput; at low rates, two jumbo frames.
+_BURST_S, _LEAST_BURST = 0.010, 20_000
 _BACKLOG = 1 << 20  # of the queue that stands in until fq_codel does, bytes
 # fq_codel's own defaults are 1,024 flows and 32 MB for each queue, of which there may be thousands.
 _FLOWS, _QUEUE_MEMORY = 256, 4 << 20
