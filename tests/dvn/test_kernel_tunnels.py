@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -184,6 +185,34 @@ def test_a_wireguard_peer_moves_and_is_followed(pair: Pair) -> None:
     pair.box("a", "masquerade")
     assert pair.pings()
     assert pair.apply("b", pair.site("b", declared[1])).steps == ()
+
+
+def test_a_preshared_key_rotates_without_loss(pair: Pair) -> None:
+    """A session goes on till the next handshake, which both ends are ready for by then."""
+    put_before(pair, "masquerade")
+    declared = ends("wireguard", None, PUBLIC["b"])
+    secret = "/etc/dvn/wireguard.psk"
+    tunnels = {
+        side: {**each, "psk_file": secret} for side, each in zip("ab", declared, strict=True)
+    }
+
+    def rotate(side: str, byte: bytes) -> tuple[str, ...]:
+        pair[f"gw{side}"].write(secret, base64.b64encode(byte * 32) + b"\n", mode=0o600)
+        return pair.apply(side, pair.site(side, tunnels[side])).steps
+
+    for side in "ab":
+        rotate(side, b"1")
+    assert pair.pings()
+    for side in "ab":
+        (step,) = rotate(side, b"2")
+        assert step.startswith("~ peer")
+        assert pair.pings(tries=1)
+    # The control: the new key is what counts in a new session.
+    rotate("a", b"3")
+    pair["gwa"].script("ip link set w-51820 down; ip link set w-51820 up")
+    assert not pair.pings(tries=2)
+    rotate("b", b"3")
+    assert pair.pings(tries=20)
 
 
 def test_transports_change_in_place_and_leave_nothing(pair: Pair) -> None:
