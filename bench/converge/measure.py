@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
 
-from bench.converge import converging, standin
+from bench.converge import converging, paths, peers, restart, standin
 from bench.converge.content import make_site
 from bench.converge.space import in_space
 from bench.converge.states import differences
 from lab.kernel import missing_features
 
-PARTS = ("cold", "restart", "paths", "peers")
+# What each place that measures says of itself.
+OF_EACH = ("kernel", "stand_in", "missing_here", "sizes", "runs", "seconds")
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,16 @@ class Wanted:
     parts: tuple[str, ...]
 
     @staticmethod
-    def of(options: argparse.Namespace) -> Wanted:
-        parts = tuple(options.only.split(",")) if options.only else PARTS
+    def of(options: argparse.Namespace, parts: Sequence[str]) -> Wanted:
         if options.quick:
-            return Wanted((5, 10, 40), 1, parts)
+            return Wanted((5, 10, 40), 1, tuple(parts))
         small, middle, large = map(int, options.sizes.split(","))
-        return Wanted((small, middle, large), options.runs, parts)
+        return Wanted((small, middle, large), options.runs, tuple(parts))
 
 
 def measure(wanted: Wanted) -> dict[str, Any]:
     missing = missing_features()
-    if "gretap" in missing or any("GRE" in each for each in missing):
+    if "gretap" in missing:
         standin.stand_in()
     figures: dict[str, Any] = {
         "kernel": platform.release(),
@@ -48,7 +49,38 @@ def measure(wanted: Wanted) -> dict[str, Any]:
     }
     if "cold" in wanted.parts:
         figures |= _converging(wanted)
+    if "restart" in wanted.parts:
+        figures |= _restarts(wanted)
+    if "paths" in wanted.parts:
+        figures |= _paths(wanted)
+    if "peers" in wanted.parts:
+        figures["peers"] = peers.peers(wanted.sizes[0])
     return figures
+
+
+def _restarts(wanted: Wanted) -> dict[str, Any]:
+    rows = [in_space(partial(restart.restart, wanted.sizes[1])) for _ in range(wanted.runs)]
+    return {
+        "restart_s_1000": median(row["seconds"] for row in rows),
+        "restart_writes": max(row["writes"] + row["steps"] + row["announced"] for row in rows),
+        "restart_packets_lost": max(row["packets_lost"] for row in rows),
+        "restart_runs": rows,
+    }
+
+
+def _paths(wanted: Wanted) -> dict[str, Any]:
+    """Needs a full kernel: the hosts are the lab's."""
+    many = 10_000 if wanted.runs > 1 else 100
+    seconds = 2.0 if wanted.runs > 1 else 0.5
+    nat = paths.nat_paths(10, many, wanted.runs, seconds)
+    tunnels = paths.tunnel_paths(wanted.runs, seconds)
+    plain = median(tunnels["plain_tcp"])
+    return {
+        "nat_path_ratio": min(nat["tcp_ratio"], nat["udp_ratio"]),
+        "gretap_ratio": median(tunnels["gretap_tcp"]) / plain,
+        "wireguard_ratio": median(tunnels["wireguard_tcp"]) / plain,
+        "paths": {"nat": nat, "tunnels": tunnels},
+    }
 
 
 def _converging(wanted: Wanted) -> dict[str, Any]:

@@ -45,8 +45,17 @@ def show(figures: dict[str, Any]) -> None:
     console.print(table)
     if "by_size" in figures:
         console.print(_seconds(figures["by_size"]))
-    for name, rows in figures.get("peers", {}).items():
-        console.print(f"{name}: {rows}")
+    if "restart_runs" in figures:
+        console.print(
+            f"Restart: {figures['restart_writes']} writes, "
+            f"{figures['restart_packets_lost']} packets lost of "
+            f"{min(row['packets_sent'] for row in figures['restart_runs'])} a run"
+        )
+    peers = dict(figures.get("peers", {}))
+    if peers:
+        console.print(f"{peers.pop('networks')} bridges with a port and an address, seconds:")
+        for name, value in peers.items():
+            console.print(f"  {name}: {value if isinstance(value, str) else f'{value:.2f}'}")
 
 
 def _seconds(by_size: dict[str, Any]) -> Table:

@@ -58,7 +58,8 @@ def in_space(work: Callable[[], Any]) -> Any:
 def _inside(work: Callable[[], Any]) -> Any:
     unshare(CLONE_NEWNET | CLONE_NEWNS)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
-    mount("tmpfs", "/run", "tmpfs")  # locks of its own
+    for path in ("/run", "/var/lib"):  # locks and history of its own
+        mount("tmpfs", path, "tmpfs")
     subprocess.run(["ip", "-batch", "-"], input=_SET_UP, text=True, check=True)
     return work()
 

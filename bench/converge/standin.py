@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Callable
 
+from dvn import agent
 from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
 from dvn.kernel.rtnl import RawLink
@@ -62,3 +64,8 @@ def words_of(tunnel: Gretap) -> str:
         f"type gretap local {tunnel.local} remote {tunnel.remote} key {tunnel.key} "
         f"ttl {tunnel.ttl} nopmtudisc ignore-df"
     )
+
+
+if __name__ == "__main__":  # an agent with stand-ins
+    stand_in()
+    sys.exit(agent.main())

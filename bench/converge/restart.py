@@ -1,0 +1,143 @@
+"""How long after a kill the agent is in control again, and what that writes or loses."""
+
+from __future__ import annotations
+
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.converge.content import make_site
+from bench.converge.standin import is_stand_in
+from dvn.agent_client import AgentClient, AgentUnavailable
+from dvn.spec import Port, Site
+
+_SOCKET = Path("/run/dvn/agent.sock")
+_PATIENCE_S = 600.0
+_NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_GROUPS = (1, 5, 7, 8, 9, 11, 19)  # RTNLGRP_* of links, addresses, routes, rules
+_PING_S = 0.02
+
+
+def restart(count: int) -> dict[str, Any]:
+    """Kill the agent of `count` networks while a machine in one of them is answered, start it
+    again, and have it apply the site once more."""
+    site = _with_port(make_site(count))
+    with _machine() as machine:
+        with _agent():
+            _applied(site)
+            answered = _ping(machine)
+            events = _Events()
+        begin = time.perf_counter()  # the first was killed
+        with _agent():
+            applied = _applied(site)
+            seconds = time.perf_counter() - begin
+        sent, received = _answered(answered)
+        announced = events.count()
+    return {
+        "seconds": seconds,
+        "steps": len(applied.steps),
+        "writes": applied.netlink_writes + applied.nft_writes + applied.sysctl_writes,
+        "announced": announced,
+        "packets_sent": sent,
+        "packets_lost": sent - received,
+    }
+
+
+def _with_port(site: Site) -> Site:
+    tenant = site.tenants["t0"]
+    network = tenant.networks["n0"].model_copy(update={"ports": (Port(interface="tap0"),)})
+    moved = tenant.model_copy(update={"networks": {**tenant.networks, "n0": network}})
+    return site.model_copy(update={"tenants": {**site.tenants, "t0": moved}})
+
+
+@contextmanager
+def _machine() -> Iterator[int]:
+    """A machine behind `tap0`, in a namespace of its own; its process."""
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+    try:
+        own = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{holder.pid}/ns/net").readlink() == own:
+            time.sleep(0.01)
+        subprocess.run(
+            ["ip", "link", "add", "tap0", "type", "veth", "peer", "name", "eth0",
+             "netns", str(holder.pid)], check=True,
+        )  # fmt: skip
+        lines = "link set eth0 up\naddress add 10.0.0.9/24 dev eth0\n"
+        subprocess.run([*_in(holder.pid), "ip", "-batch", "-"], input=lines, text=True, check=True)
+        yield holder.pid
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def _in(pid: int) -> list[str]:
+    return ["nsenter", "--target", str(pid), "--net"]
+
+
+def _ping(machine: int) -> subprocess.Popen[str]:
+    argv = [*_in(machine), "ping", "-n", "-q", "-i", str(_PING_S), "10.0.0.1"]
+    # The first answer shows that it works at all: an isolated machine would lose everything.
+    subprocess.run([*argv[:-1], "-c", "1", "-W", "30", argv[-1]], check=True, capture_output=True)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+
+
+def _answered(ping: subprocess.Popen[str]) -> tuple[int, int]:
+    ping.send_signal(signal.SIGINT)
+    text, _ = ping.communicate(timeout=30)
+    found = re.search(r"(\d+) packets transmitted, (\d+) received", text)
+    if not found:
+        raise RuntimeError(f"ping said: {text}")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def _agent() -> Iterator[subprocess.Popen[bytes]]:
+    module = "bench.converge.standin" if is_stand_in() else "dvn.agent"
+    process = subprocess.Popen([sys.executable, "-m", module, "--socket", str(_SOCKET)])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _applied(site: Site) -> Any:
+    client = AgentClient(_SOCKET, timeout=_PATIENCE_S)
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return client.apply(site)
+        except AgentUnavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+class _Events:
+    """What the kernel announces of changes, whoever makes them."""
+
+    def __init__(self) -> None:
+        route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        nft = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        for sock, groups in ((route, _GROUPS), (nft, (_NFNLGRP_NFTABLES,))):
+            sock.bind((0, 0))
+            for group in groups:
+                sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        self._sockets = (route, nft)
+
+    def count(self) -> int:
+        found = 0
+        while ready := select.select(self._sockets, (), (), 0.2)[0]:
+            for sock in ready:
+                sock.recv(1 << 18)
+                found += 1
+        return found
