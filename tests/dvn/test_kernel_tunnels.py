@@ -157,22 +157,20 @@ def test_what_is_not_in_wireguard_is_not_let_in(pair: Pair) -> None:
         " && ip link set forged up && ip address add 10.9.0.66/24 dev forged"
     )
     try:
-        counter = "nft list chain inet dvn-site-a sealed-in"
-        before = _packets(pair["gwa"].script(counter).stdout)
-        assert pair["nata"].run("ping", "-c1", "-W1", "10.9.0.10", check=False).returncode != 0
-        assert _packets(pair["gwa"].script(counter).stdout) > before
-        # The positive control: without that chain the very same packets arrive.
+        assert _taken(pair) == 0
+        # The positive control: without that chain the tunnel takes the very same packets.
         pair["gwa"].run("nft", "flush", "chain", "inet", "dvn-site-a", "sealed-in")
-        with Sniffer(pair["left"], "eth0") as wire:
-            pair["nata"].run("ping", "-c1", "-W1", "10.9.0.10", check=False)
-            wire.wait(lambda frame: frame if frame.ethertype == 0x0806 else None)
+        assert _taken(pair) > 0
     finally:
         pair["nata"].script(f"ip link delete forged; ip address delete {inner['b']}/32 dev lo")
 
 
-def _packets(listing: str) -> int:
-    words = listing.split()
-    return sum(int(words[i + 1]) for i, word in enumerate(words) if word == "packets")
+def _taken(pair: Pair) -> int:
+    """Packets that the tunnel of a takes while somebody beside WireGuard sends some."""
+    counter = "/sys/class/net/t-cms-other/statistics/rx_packets"
+    before = int(pair["gwa"].read(counter))
+    pair["nata"].run("ping", "-c2", "-W1", "-i0.3", "10.9.0.10", check=False)
+    return int(pair["gwa"].read(counter)) - before
 
 
 def test_a_wireguard_peer_moves_and_is_followed(pair: Pair) -> None:
@@ -287,7 +285,8 @@ def test_auto_picks_what_the_path_lets_through(
             assert pair.apply(side, site).notes == ()
             # The costliest that may be, so that another choice does not change it.
             assert pair.mtu(side) == max(LEAST, inner_mtu(1400, "wireguard", 6))
-        assert pair.pings(tries=20)
+        # Two hidden ends hear each other when both have sent, which a keepalive sees to in 25 s.
+        assert pair.pings(tries=45)
     finally:
         for side in "ab":
             pair.know(side, {})
