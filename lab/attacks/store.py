@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lab.attacks.case import Case, dump, load
 
+_KEPT = 7
 _ROOM = Path(__file__).parent
 
 
@@ -46,14 +47,20 @@ def cases() -> tuple[Case, ...]:
     file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        for old in file.parent.glob("attacks-*.json"):
-            old.unlink(missing_ok=True)
+        _forget_old(file.parent)
         new = file.with_suffix(f".{os.getpid()}")
         new.write_text(dump(made))
         new.replace(file)
     except OSError:
         return made  # not kept: a read-only file system, as in the lab's VM
     return made
+
+
+def _forget_old(directory_: Path) -> None:
+    """Several checkouts may share a cache; what nobody has made lately goes."""
+    files = sorted(directory_.glob("attacks-*.json"), key=lambda each: each.stat().st_mtime)
+    for old in files[:-_KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def _file() -> Path:
