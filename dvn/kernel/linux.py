@@ -265,9 +265,11 @@ class LinuxKernel:
     def _conf(self, key: str) -> str | None:
         """A sysctl of a link as the last look read it along with the link, of which there are
         thousands; None of others."""
-        _net, version, _conf, name, *rest = key.split("/")
-        link = self._looked.get(name)
-        value = rtnl.conf_of(link, version, rest[0]) if link and rest else None
+        _net, version, *rest = key.split("/")
+        if len(rest) != 3:  # net/ipv4/conf/LINK/WORD; others are the whole host's
+            return None
+        link = self._looked.get(rest[1])
+        value = rtnl.conf_of(link, version, rest[2]) if link else None
         return None if value is None else str(value)
 
     def listings(self, tables: Iterable[NftTable]) -> tuple[NftTable, ...]:
