@@ -23,6 +23,10 @@ def bridge_name(tenant: str, network: str) -> str:
     return _device("b", tenant, network)
 
 
+def router_name(tenant: str, network: str) -> str:
+    return _device("g", tenant, network)
+
+
 def vlan_name(tenant: str, network: str) -> str:
     return _device("v", tenant, network)
 

@@ -6,9 +6,10 @@ them together. A new feature is a new pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from dvn.allocate import allocate, number_of
 from dvn.hostcheck import host_problems
 from dvn.kernel.state import (
     OWNER_SET,
@@ -19,7 +20,10 @@ from dvn.kernel.state import (
     alias,
     merge,
 )
-from dvn.nat.snat import SNAT
+from dvn.nat.policy import POLICY
+from dvn.nat.routers import ROUTERS
+from dvn.nat.tracking import TRACKING
+from dvn.nat.translation import TRANSLATION
 from dvn.nat.zones import ZONES
 from dvn.passes import Context, NetworkOf, Pass, networks_of
 from dvn.problems import SpecError
@@ -38,6 +42,7 @@ from dvn.vlans.ports import PORTS
 from dvn.vlans.uplinks import UPLINKS
 
 PASSES: tuple[Pass, ...] = (
+    ROUTERS,
     BRIDGES,
     UPLINKS,
     PORTS,
@@ -46,7 +51,9 @@ PASSES: tuple[Pass, ...] = (
     IPSEC,
     TUNNELS_PASS,
     ZONES,
-    SNAT,
+    TRACKING,
+    TRANSLATION,
+    POLICY,
     FORWARDING,
     RATES,
     LINK_LOCAL,
@@ -82,7 +89,8 @@ def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
 
 def context_of(site: Site, host: Host, before: Context | None = None) -> Context:
     """What the passes look at. `before`: that of a site which this one is a change of."""
-    return Context(site, host)
+    numbers = numbers_of(site, host) if before is None else _numbers_after(site, before)
+    return Context(site, host, numbers)
 
 
 def frames_of(context: Context) -> Iterator[KernelState]:
@@ -109,6 +117,35 @@ def parts_of(
 def marked(state: KernelState, site: str) -> KernelState:
     """With the set in each table whose comment says whose it is."""
     return replace(state, tables=tuple(_marked(table, site) for table in state.tables))
+
+
+def numbers_of(site: Site, host: Host) -> dict[tuple[str, str], int]:
+    """The number of each network (allocate.py), from what the kernel says is taken."""
+    held = {key[1:]: number for key, number in host.numbers.items() if key[0] == site.site}
+    networks = ((tenant, name) for tenant, name, _network in site.networks())
+    return allocate(networks, held, _not_ours(site, host))
+
+
+def _numbers_after(site: Site, before: Context) -> Mapping[tuple[str, str], int]:
+    """The same after a change of some tenants; those that stayed are not looked at."""
+    old, new = before.site.tenants, site.tenants
+    changed = [name for name in {**old, **new} if old.get(name) is not new.get(name)]
+    had = {(name, key) for name in changed if name in old for key in old[name].networks}
+    has = sorted((name, key) for name in changed if name in new for key in new[name].networks)
+    if had == set(has):
+        return before.numbers
+    kept = {network: before.numbers[network] for network in has if network in had}
+    numbers = dict(before.numbers)
+    for network in had:
+        del numbers[network]
+    taken = {*before.numbers.values(), *_not_ours(site, before.host)}
+    return numbers | allocate(has, kept, taken)
+
+
+def _not_ours(site: Site, host: Host) -> set[int]:
+    """Numbers of other sites, and those whose routing table others use."""
+    tables = (number_of(table) for table in host.foreign_routing.tables)
+    return {*host.others_numbers(site.site), *(number for number in tables if number is not None)}
 
 
 def _marked(table: NftTable, site: str) -> NftTable:

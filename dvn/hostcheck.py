@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 from typing import TypeAlias
 
 from dvn import addresses
+from dvn.allocate import table_of
+from dvn.checks.inside import Inside
 from dvn.forms import nearest
 from dvn.kernel.state import Host, HostLink, table_name
+from dvn.nat.things import FIRST, LAST
 from dvn.problems import Path_, Problem
 from dvn.spec import Site
 from dvn.tunnels.mtu import LEAST, whole_mtu
@@ -29,6 +33,8 @@ def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]
         *_secrets(site, host),
         *_foreign_names(site, host, devices),
         *_foreign_slots(site, host, devices),
+        *_foreign_routing(site, host),
+        *_host_addresses(site, host),
         *_too_narrow(site, host),
     ]
     return hard, [*_attachments(site, host)]
@@ -142,6 +148,7 @@ def _devices(site: Site) -> Iterator[Device]:
     for tenant, name, network in site.networks():
         path: Path_ = ("tenants", tenant, "networks", name)
         yield addresses.bridge_name(tenant, name), None, path
+        yield addresses.router_name(tenant, name), None, path
         if network.vlan:
             slot = ("vlan", network.vlan.uplink, network.vlan.id)
             yield addresses.vlan_name(tenant, name), slot, (*path, "vlan", "id")
@@ -198,3 +205,47 @@ def _foreign_slots(site: Site, host: Host, devices: Iterable[Device]) -> Iterato
         else:
             what = f"device {link.name}, which is not ours, has the same tunnel ends and key"
         yield Problem("", 0, what, f"remove it (ip link delete {link.name}) or change yours", path)
+
+
+def _foreign_routing(site: Site, host: Host) -> Iterator[Problem]:
+    """Tables that others use, and rules of theirs between ours."""
+    for tenant, name, _network in site.networks():
+        number = host.numbers.get((site.site, tenant, name))
+        table = table_of(number) if number else 0
+        if table in host.foreign_routing.tables:
+            yield Problem(
+                "",
+                0,
+                f"the routing table {table} of this network is used by "
+                f"{host.foreign_routing.tables[table]}, which is not ours",
+                "let that use another table",
+                ("tenants", tenant, "networks", name),
+            )
+    for preference in sorted(host.foreign_routing.preferences)[:1]:
+        yield Problem(
+            "",
+            0,
+            f"rule {preference} of `ip rule` is not ours, and {FIRST} to {LAST} are",
+            f"give it another preference (ip rule delete preference {preference})",
+            ("site",),
+        )
+
+
+def _host_addresses(site: Site, host: Host) -> Iterator[Problem]:
+    """The kernel looks for addresses of the host itself before it looks at any rule, so a machine
+    that has one would never get its answers."""
+    inside = Inside(
+        (f"{tenant}/{name}", prefix)
+        for tenant, name, network in site.networks()
+        for prefix in network.prefix
+    )
+    for address in map(ip_address, sorted(host.addresses)):
+        for owner, prefix in () if address.is_link_local else inside.holding(address):
+            tenant, _, name = owner.partition("/")
+            yield Problem(
+                "",
+                0,
+                f"prefix {prefix} contains {address}, which is an address of this host",
+                "give the network another prefix, or the host another address",
+                ("tenants", tenant, "networks", name, "prefix"),
+            )

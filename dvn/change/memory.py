@@ -14,10 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dvn.kernel.state import NftSet, NftTable, table_name
-from dvn.vlans.forwarding import ADVERTS, OPENED4, OPENED6
+from dvn.vlans.forwarding import ACCEPTED, ADVERTS, OPENED4, OPENED6
 
 _DIRECTORY = Path("/run/dvn/switched")
-_TYPES = {OPENED4: ("ifname",), OPENED6: ("nf_proto",), ADVERTS: ("ifname",)}
+_TYPES = {
+    OPENED4: ("ifname",),
+    OPENED6: ("nf_proto",),
+    ADVERTS: ("ifname",),
+    ACCEPTED: ("inet_proto",),
+}
 
 
 class SwitchMemory:

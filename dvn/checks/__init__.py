@@ -13,6 +13,7 @@ from dvn.checks.claims import claims
 from dvn.checks.names import device_names, network_numbers
 from dvn.checks.nat import nat
 from dvn.checks.networks import gateways, prefixes, underlay_in_prefix, vlans
+from dvn.checks.policy import policy
 from dvn.checks.ports import ports
 from dvn.checks.rule import Declared
 from dvn.checks.services import dhcp_ranges
@@ -34,6 +35,7 @@ RULES: tuple[Callable[[Site, Declared], Iterator[Problem]], ...] = (
     vlans,
     nat,
     dhcp_ranges,
+    policy,
     ports,
     tunnels,
     tunnel_ends,

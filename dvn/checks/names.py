@@ -18,6 +18,7 @@ def device_names(site: Site, _: Declared) -> Iterator[Problem]:
     for tenant, name, network in site.networks():
         path = net_path(tenant, name)
         yield from _claim(owners, addresses.bridge_name(tenant, name), f"{tenant}/{name}", path)
+        yield from _claim(owners, addresses.router_name(tenant, name), f"{tenant}/{name}", path)
         if network.vlan:
             yield from _claim(owners, addresses.vlan_name(tenant, name), f"{tenant}/{name}", path)
         if network.rate:

@@ -13,54 +13,56 @@ if TYPE_CHECKING:
     from dvn.spec import Site
 
 
+_Owned = tuple[Prefix, str, str]  # prefix, tenant, network
+
+
 def prefixes(site: Site, _: Declared) -> Iterator[Problem]:
-    every: list[tuple[int, int, int, Prefix, str, str]] = []
+    """Networks may overlap: each has a routing table of its own. Open ones may not, since they
+    stand in the host's table, where the site looks for them."""
+    opened: list[_Owned] = []
     for tenant, name, network in site.networks():
-        for prefix in network.prefix:
-            every.append(
-                (
-                    prefix.version,
-                    int(prefix.network_address),
-                    -prefix.prefixlen,
-                    prefix,
-                    tenant,
-                    name,
-                )
-            )
-    # Sorted by first address, shorter prefixes first, an overlap is always with the widest
-    # prefix still open: prefixes nest or are disjoint, they never cross.
-    open_: tuple[Prefix, str, str] | None = None
-    for _v, _a, _l, prefix, tenant, name in sorted(every, key=lambda e: (e[:3], e[4:])):
-        if open_ is None or open_[0].version != prefix.version or not prefix.overlaps(open_[0]):
-            open_ = (prefix, tenant, name)
-            continue
-        other, other_tenant, other_name = open_
-        path = net_path(tenant, name, "prefix")
-        if other_tenant != tenant:
-            yield Problem(
-                "",
-                0,
-                f"prefix {prefix} of {tenant}/{name} overlaps {other} of "
-                f"{other_tenant}/{other_name}",
-                "give one of them another prefix: tenants that overlap are not in this version",
-                path,
-            )
-        elif other_name != name:
-            yield Problem(
-                "",
-                0,
-                f"prefix {prefix} of network {name} overlaps {other} of network {other_name}",
-                "networks of one tenant need prefixes apart",
-                path,
-            )
-        else:
+        own = [(prefix, tenant, name) for prefix in network.prefix]
+        for (prefix, _t, _n), (other, _u, _m) in _overlaps(own):
             yield Problem(
                 "",
                 0,
                 f"prefix {prefix} overlaps {other} of the same network",
                 "keep one of them",
-                path,
+                net_path(tenant, name, "prefix"),
             )
+        if network.access == "open":
+            opened += own
+    for (prefix, tenant, name), (other, other_tenant, other_name) in _overlaps(opened):
+        if (tenant, name) != (other_tenant, other_name):
+            yield Problem(
+                "",
+                0,
+                f"prefix {prefix} of {tenant}/{name} overlaps {other} of "
+                f"{other_tenant}/{other_name}, and both are open",
+                "give one of them another prefix, or make one `access: closed`: the site cannot "
+                "tell two open networks apart that have the same addresses",
+                net_path(tenant, name, "prefix"),
+            )
+
+
+def _overlaps(every: list[_Owned]) -> Iterator[tuple[_Owned, _Owned]]:
+    """Each prefix that overlaps another, with the widest one it overlaps.
+
+    Sorted by first address, shorter prefixes first, that is always the widest still open: prefixes
+    nest or are disjoint, they never cross.
+    """
+    open_: _Owned | None = None
+    for owned in sorted(every, key=_by_address):
+        prefix = owned[0]
+        if open_ is not None and open_[0].version == prefix.version and prefix.overlaps(open_[0]):
+            yield owned, open_
+        else:
+            open_ = owned
+
+
+def _by_address(owned: _Owned) -> tuple[int, int, int, str, str]:
+    prefix, tenant, name = owned
+    return (prefix.version, int(prefix.network_address), prefix.prefixlen, tenant, name)
 
 
 def underlay_in_prefix(site: Site, _: Declared) -> Iterator[Problem]:

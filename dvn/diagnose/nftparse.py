@@ -161,6 +161,8 @@ class _Parser(ExpressionParser):
                     address, port = address.parts
                 elif self._take(":"):
                     port = self._concat()
+                elif re.fullmatch(r":\d+(-\d+)?", self._peek()):  # after a map
+                    port = Constant(self._next()[1:])
         if port is None and isinstance(address, Constant):
             address, port = _with_port(address)
         while self._peek() in ("random", "fully-random", "persistent"):

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Network, ip_network
 
-from dvn.diagnose.scene import LOCAL, MAIN, IpAddress, Path, Scene, Selector
+from dvn.diagnose.scene import DEFAULT_RULES, LOCAL, MAIN, IpAddress, Path, Scene, Selector
 
-_DEFAULT = 253
 _LIMITED_BROADCAST = ip_network("255.255.255.255/32")
-_RULES = tuple(
-    rule
-    for version in (4, 6)
-    for rule in (
-        Selector(0, LOCAL, version),
-        Selector(1000, 0, version, l3mdev=True),
-        Selector(32766, MAIN, version),
-        Selector(32767, _DEFAULT, version),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ class Routing:
 
     @cached_property
     def _rules(self) -> tuple[Selector, ...]:
-        return tuple(sorted(self._scene.rules or _RULES, key=lambda rule: rule.priority))
+        return tuple(sorted(self._scene.rules or DEFAULT_RULES, key=lambda rule: rule.priority))
 
     def lookup(self, flow: Flow) -> Path | None:
         """The route; None where there is none. A blackhole and its like are routes."""

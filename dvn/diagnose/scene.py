@@ -6,7 +6,7 @@ running host (surroundings.py reads it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import (
@@ -20,15 +20,18 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from dvn.kernel.state import LINK_GROUP, KernelState, Link
+from dvn.nat.things import Route, Rule
+
+T = TypeVar("T")
 
 IpAddress: TypeAlias = IPv4Address | IPv6Address
 IpInterface: TypeAlias = IPv4Interface | IPv6Interface
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
-MAIN, LOCAL = 254, 255  # routing tables (linux/rtnetlink.h)
+DEFAULT, MAIN, LOCAL = 253, 254, 255  # routing tables (linux/rtnetlink.h)
 IPV4_TUNNEL_OVERHEAD = 20 + 4 + 4
 
 
@@ -87,6 +90,18 @@ class Selector:
     kind: str = "lookup"
     target: int = 0
     inverted: bool = False
+
+
+DEFAULT_RULES = tuple(
+    rule
+    for version in (4, 6)
+    for rule in (
+        Selector(0, LOCAL, version),
+        Selector(1000, 0, version, l3mdev=True),
+        Selector(32766, MAIN, version),
+        Selector(32767, DEFAULT, version),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -159,35 +174,35 @@ def of_state(
             more = (*device.addresses, ip_interface(address.address))
             devices[address.link] = replace(device, addresses=more)
     routes = [*connected(devices.values())]
+    routes += [Path(ip_network(r.prefix), r.on, table=r.table) for r in things_of(state, Route)]
+    rules = tuple(_selector(rule) for rule in things_of(state, Rule))
     if outside:
         ends = {d.local for d in devices.values() if d.local} - _known(devices)
         more = tuple(ip_interface(end) for end in sorted(ends))
         devices[outside] = replace(devices[outside], addresses=(*devices[outside].addresses, *more))
         routes += [Path(ip_network(text), outside) for text in ("0.0.0.0/0", "::/0")]
     sysctls = dict(state.sysctl_values)
-    return with_pins(Scene(devices, tuple(routes), sysctls=sysctls), state)
-
-
-def overlaid(live: Scene, state: KernelState) -> Scene:
-    """The scene of a running host with what a plan would make in it."""
-    planned = of_state(state, host=live.devices)
-    new = [device for name, device in planned.devices.items() if name not in live.devices]
     return with_pins(
-        replace(
-            live,
-            devices=planned.devices,
-            routes=(*live.routes, *_local(new), *connected(new)),
-            sysctls={**live.sysctls, **planned.sysctls},
-        ),
-        state,
+        Scene(devices, tuple(routes), (*DEFAULT_RULES, *rules), sysctls=sysctls), state
     )
 
 
-def _local(devices: Iterable[Device]) -> Iterable[Path]:
-    """A live scene has its local table; new addresses add to it."""
-    for device in devices:
-        for own in device.addresses:
-            yield Path(ip_network(own.ip), device.name, table=LOCAL, kind="local")
+def things_of(state: KernelState, kind: type[T]) -> Iterator[T]:
+    return (thing for thing in state.things if isinstance(thing, kind))
+
+
+def _selector(rule: Rule) -> Selector:
+    leads = rule.action == "goto"
+    return Selector(
+        rule.preference,
+        rule.target if rule.is_leaf else 0,
+        rule.version,
+        mark=rule.mark if rule.mask else None,
+        mask=rule.mask,
+        kind="lookup" if rule.is_leaf else rule.action,
+        target=rule.target if leads else 0,
+        inverted=rule.inverted,
+    )
 
 
 _PINS = {"port_mac": "mac", "port4": "address", "port6": "address"}  # sets of vlans/claims.py
@@ -214,12 +229,15 @@ def with_pins(scene: Scene, state: KernelState) -> Scene:
     return replace(scene, learned=learned, neighbours=neighbours)
 
 
-def connected(devices: Iterable[Device]) -> Iterable[Path]:
+def connected(every: Iterable[Device]) -> Iterable[Path]:
     """The routes that addresses bring (net/ipv4/fib_frontend.c, fib_add_ifaddr)."""
-    for device in devices:
+    devices = {device.name: device for device in every}
+    for device in devices.values():
+        master = devices.get(device.master)
+        table = master.table if master and master.kind == "vrf" else MAIN
         for address in device.addresses:
             if address.network.prefixlen < address.max_prefixlen:
-                yield Path(address.network, device.name)
+                yield Path(address.network, device.name, table=table)
 
 
 def _device(link: Link) -> Device:

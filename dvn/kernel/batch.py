@@ -54,6 +54,8 @@ class Batch:
     def add_sysctl(self, step: SetSysctl) -> bool:
         """Whether it can go by netlink: by a file the kernel does more than to set the value, which
         a link without addresses and routes does not need."""
+        if step.key.count("/") < 4:
+            return False
         _net, version, _conf, link, key = step.key.split("/", 4)
         if link not in self._fresh or version != "ipv4" or key not in rtnl.CONF4:
             return False
@@ -128,7 +130,7 @@ def words(error: OSError) -> str:
     if error.errno == errno.EPERM:
         said += "; run as root (CAP_NET_ADMIN)"
     if error.errno == errno.EOPNOTSUPP:
-        said += "; the kernel lacks this (modules ip_gre, 8021q, bridge, nf_tables)"
+        said += "; the kernel lacks this (modules ip_gre, 8021q, bridge, vrf, nf_tables)"
     if error.filename:
         said = f"{error.filename}: {said}"
     return said

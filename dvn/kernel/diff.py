@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dvn.kernel import nftdiff
-from dvn.kernel.state import Bridge, Gretap, Ifb, KernelState, Link, Vlan, WireguardLink
+from dvn.kernel.state import Bridge, Gretap, Ifb, KernelState, Link, Vlan, Vrf, WireguardLink
 from dvn.kernel.steps import (
     AddAddress,
     AddLink,
     Change,
+    CutConnections,
     DelAddress,
     DelLink,
     DelThing,
@@ -27,9 +28,10 @@ from dvn.kernel.steps import (
     Step,
 )
 from dvn.kernel.things import Thing
+from dvn.nat.stale import stale
 
 # All others, the tunnels, after them.
-_KIND_ORDER = {"bridge": 0, "ifb": 0, "vlan": 1, "wireguard": 1}
+_KIND_ORDER = {"vrf": 0, "bridge": 1, "ifb": 1, "vlan": 2, "wireguard": 2}
 
 
 def diff(observed: KernelState, desired: KernelState) -> Plan:
@@ -63,6 +65,11 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
     steps += _removals(observed, desired, kept, ports)
     if opening:
         steps.append(opening)
+    # The rules first: what is cut must not be able to come back by the old ones.
+    if steps:
+        flows = stale(observed, desired)
+        if flows:
+            steps.append(CutConnections(flows))
     return Plan(tuple(steps))
 
 
@@ -94,8 +101,8 @@ def _changeable(link: Link, wanted: Link) -> bool:
             return True
         case Gretap() as have, Gretap() as want:
             return have.kind == want.kind
-        case Vlan() as have, Vlan() as want:
-            return have == want
+        case (Vlan(), Vlan()) | (Vrf(), Vrf()):
+            return link.params == wanted.params
         case _:
             return False
 
@@ -138,9 +145,20 @@ def _sysctls(observed: KernelState, desired: KernelState) -> Iterator[SetSysctl]
 def _addresses_added(
     observed: KernelState, desired: KernelState, kept: dict[str, Link]
 ) -> Iterator[AddAddress]:
-    # The kernel drops a link's addresses with the link: those of one remade count as missing.
+    # The kernel drops a link's addresses with the link: those of one remade count as missing. A
+    # bridge that gets another router goes down and up, and loses those of IPv6.
     remade = observed.by_name.keys() - kept.keys()
-    have = {address for address in observed.addresses if address.link not in remade}
+    moved = {
+        name
+        for name, link in kept.items()
+        if isinstance(link.params, Bridge)
+        and link.master != getattr(desired.by_name.get(name), "master", None)
+    }
+    have = {
+        address
+        for address in observed.addresses
+        if address.link not in remade and not (address.link in moved and ":" in address.address)
+    }
     for address in desired.addresses:
         if address not in have:
             yield AddAddress(address.link, address.address)

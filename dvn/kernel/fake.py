@@ -6,10 +6,11 @@ an uplink that is down, a set still missing), so that a plan in the wrong order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
+from dvn.allocate import number_of
 from dvn.kernel.driver import KernelError, LinkCounters, RuleCounter, StepError
 from dvn.kernel.nftcommands import (
     AddChain,
@@ -27,6 +28,7 @@ from dvn.kernel.nftcommands import (
 from dvn.kernel.state import (
     Address,
     Bridge,
+    ForeignRouting,
     Host,
     HostLink,
     KernelState,
@@ -37,6 +39,7 @@ from dvn.kernel.state import (
     Sysctl,
     View,
     Vlan,
+    Vrf,
     table_name,
 )
 from dvn.kernel.steps import (
@@ -55,6 +58,8 @@ from dvn.kernel.steps import (
     Writes,
 )
 from dvn.kernel.things import Thing
+from dvn.nat.driver import own_rules
+from dvn.nat.things import Rule
 
 
 @dataclass
@@ -69,6 +74,7 @@ class FakeKernel:
     values: dict[str, str] = field(default_factory=dict)
     tables: dict[TableId, NftTable] = field(default_factory=dict)
     things: dict[tuple[object, ...], Thing] = field(default_factory=dict)
+    foreign_routing: ForeignRouting = field(default_factory=ForeignRouting)
     fail: Callable[[Step], bool] | None = None
     done: list[Step] = field(default_factory=list)
     _seen: tuple[object, ...] = ()
@@ -79,7 +85,7 @@ class FakeKernel:
     def look(self, site: str) -> View:
         own = {n: link for n, link in self.links.items() if _site(link) == site}
         others = tuple(table for key, table in self.tables.items() if key[1] != table_name(site))
-        taken = {e[-1] for table in others for s in table.sets if s.data for e in s.elements}
+        taken = {p for table in others for s in table.sets if s.data for e in s.elements for p in e}
         state = KernelState(
             links=tuple(own.values()),
             ports=tuple(Port(name, m) for name, m in self.masters.items() if m in own),
@@ -91,7 +97,7 @@ class FakeKernel:
             ),
             tables=tuple(table for key, table in self.tables.items() if key[1] == table_name(site)),
             raised=frozenset(name for name, link in self.foreign.items() if link.up),
-            things=tuple(self.things.values()),
+            things=tuple(self._things(site, own)),
         )
         self._seen = self._all()
         host_links = dict(self.foreign)
@@ -100,7 +106,35 @@ class FakeKernel:
                 name, link.params.kind, link.mtu, link.up, True, _site(link), link.master,
                 link.params.slot(),
             )  # fmt: skip
-        return View(Host(host_links, frozenset(self.foreign_addresses)), state, others)
+        host = Host(
+            host_links,
+            frozenset(self.foreign_addresses),
+            numbers=self._numbers(),
+            foreign_routing=self.foreign_routing,
+        )
+        return View(host, state, others)
+
+    def _things(self, site: str, own: Mapping[str, Link]) -> Iterator[Thing]:
+        tables = {
+            link.params.table
+            for name, link in self.links.items()
+            if isinstance(link.params, Vrf) and name not in own
+        }
+        yield from own_rules((t for t in self.things.values() if isinstance(t, Rule)), tables)
+        for thing in self.things.values():
+            here = thing.link is None or thing.link in own or thing.link in self.foreign
+            if here and not isinstance(thing, Rule) and getattr(thing, "site", site) == site:
+                yield thing
+
+    def _numbers(self) -> dict[tuple[str, str, str], int]:
+        found = {}
+        for link in self.links.values():
+            number = number_of(link.params.table) if isinstance(link.params, Vrf) else None
+            if number is not None:
+                _dvn, site, _kind, names = link.alias.split(":", 3)
+                tenant, _, network = names.partition("/")
+                found[site, tenant, network] = number
+        return found
 
     def sites(self) -> tuple[str, ...]:
         return tuple(sorted({_site(link) for link in self.links.values()}))
@@ -165,13 +199,15 @@ class FakeKernel:
                 self.tables = tables
                 return Writes(nft=len(commands))
             case SetSysctl(key, value):
-                device = key.split("/")[3]
+                device = key.split("/")[3] if "/conf/" in key else "all"
                 if device != "all" and device not in self.links and device not in self.foreign:
                     raise KernelError(f"{key}: no such file")
                 self.values[key] = value
                 return Writes(sysctl=1)
             case PutThing(thing, before):
                 self._put(thing, before)
+            case DelThing(Rule(shared=True)):
+                pass
             case DelThing(thing):
                 self.things.pop((thing.kind, *thing.key), None)
             case AddLink(link):
@@ -191,8 +227,6 @@ class FakeKernel:
             case AddAddress(link_name, address):
                 if link_name not in self.links and link_name not in self.foreign:
                     raise KernelError(f"{link_name} is not there")
-                if Address(link_name, address) in self.addresses:
-                    raise KernelError("the address exists")
                 self.addresses.add(Address(link_name, address))
             case DelAddress(link_name, address):
                 self.addresses.discard(Address(link_name, address))
@@ -202,7 +236,7 @@ class FakeKernel:
         key = (thing.kind, *thing.key)
         if thing.link and thing.link not in self.links and thing.link not in self.foreign:
             raise KernelError(f"{thing.link} is not there")
-        if self.things.get(key) != before:
+        if self.things.get(key) not in (before, thing):
             raise KernelError(f"{thing.kind} {thing}: not as it was thought to be")
         self.things[key] = thing
 
@@ -215,10 +249,11 @@ class FakeKernel:
             self.values[f"net/ipv4/conf/{link.name}/{key}"] = "0"
 
     def _check(self, link: Link) -> None:
+        master = Vrf if isinstance(link.params, Bridge) else Bridge
         if link.master and not isinstance(
-            getattr(self.links.get(link.master), "params", 0), Bridge
+            getattr(self.links.get(link.master), "params", 0), master
         ):
-            raise KernelError(f"{link.name}: its bridge {link.master} is not there")
+            raise KernelError(f"{link.name}: its master {link.master} is not there")
         if isinstance(link.params, Vlan) and link.params.parent not in self.foreign:
             raise KernelError(f"{link.name}: {link.params.parent} is not there")
         slot = link.params.slot()
@@ -233,6 +268,10 @@ class FakeKernel:
         new = replace(have, **{change: getattr(link, change) for change in changes})
         self._check(new)
         self.links[link.name] = new
+        if "master" in changes and isinstance(link.params, Bridge):  # goes down and up
+            self.addresses = {
+                a for a in self.addresses if a.link != link.name or ":" not in a.address
+            }
 
     def _raise(self, name: str) -> None:
         if name in self.foreign:

@@ -8,11 +8,12 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dvn.kernel import fou, rtnl
+from dvn.allocate import number_of
+from dvn.kernel import conntrack, fou, rtnl
 from dvn.kernel import netlink as nl
 from dvn.kernel.batch import Batch, words
 from dvn.kernel.driver import KernelError, LinkCounters, RuleCounter, StepError
@@ -35,11 +36,13 @@ from dvn.kernel.state import (
     Port,
     Sysctl,
     View,
+    Vrf,
     table_name,
 )
 from dvn.kernel.steps import (
     AddAddress,
     AddLink,
+    CutConnections,
     DelAddress,
     DelLink,
     DelThing,
@@ -54,6 +57,8 @@ from dvn.kernel.steps import (
 )
 from dvn.kernel.things import GroupDriver, IndexOf, PackedDriver, Sight, Thing, ThingDriver
 from dvn.kernel.wireguard import WireguardDriver
+from dvn.nat import driver as routing
+from dvn.nat.things import Rule
 from dvn.rates.driver import RatesDriver
 from dvn.services.driver import ServicesDriver
 
@@ -62,7 +67,7 @@ _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 
 
-PACKED: tuple[PackedDriver, ...] = (RatesDriver(),)
+PACKED: tuple[PackedDriver, ...] = (RatesDriver(), routing.RoutingDriver())
 GROUPED: tuple[GroupDriver, ...] = (ServicesDriver(),)
 DRIVERS: tuple[ThingDriver, ...] = (WireguardDriver(), fou.FouDriver(), IpsecDriver())
 
@@ -145,8 +150,16 @@ class LinuxKernel:
         # An address on somebody else's link bears our mark but not the site's: it is the site's
         # whose map translates to it, or nobody's, and then whoever looks may clear it away.
         taken = {
-            element[-1] for table in others for s in table.sets if s.data for element in s.elements
+            part
+            for table in others
+            for s in table.sets
+            if s.data
+            for element in s.elements
+            for part in element
         }
+        routers = {link.name: link for link in links if link.kind == "vrf"}
+        tables_of = {name: _table_of(link) for name, link in routers.items()}
+        rules = self._rules()
         state = KernelState(
             links=tuple(_link(link, names) for link in links if link.index in own),
             ports=tuple(
@@ -161,7 +174,22 @@ class LinuxKernel:
             ),
             tables=tables,
             raised=frozenset(link.name for link in links if link.up and link.index not in own),
-            things=self._things(site, links, own),
+            things=self._things(
+                Sight(
+                    site,
+                    names=names,
+                    indexes={link.name: link.index for link in links},
+                    own=frozenset(link.name for link in links if link.index in own),
+                    queues={link.name: link.queue for link in links},
+                    links=links,
+                    rules=rules,
+                    others_tables=frozenset(
+                        tables_of[name]
+                        for name, link in routers.items()
+                        if _is_ours(link) and link.index not in own
+                    ),
+                )
+            ),
         )
         host = Host(
             links={link.name: _host_link(link, names) for link in links},
@@ -172,6 +200,11 @@ class LinuxKernel:
             ),
             foreign_tables=foreign_tables,
             bridge_meta=self._nft.knows_bridges(),
+            numbers=_numbers(routers.values()),
+            foreign_routing=routing.foreign_routing(
+                rules,
+                [(name, tables_of[name]) for name, link in routers.items() if not _is_ours(link)],
+            ),
         )
         self._evidence.saw(links, addresses, generation)
         return View(host, state, tuple(others))
@@ -217,15 +250,13 @@ class LinuxKernel:
         except OSError as error:
             raise _refused(error) from error
 
-    def _things(self, site: str, links: list[RawLink], own: set[int]) -> tuple[Thing, ...]:
-        sight = Sight(
-            site,
-            names={link.index: link.name for link in links},
-            indexes={link.name: link.index for link in links},
-            own=frozenset(link.name for link in links if link.index in own),
-            queues={link.name: link.queue for link in links},
-            links=links,
-        )
+    def _rules(self) -> tuple[tuple[Rule | None, int, int, int], ...]:
+        try:
+            return routing.dump_rules(self._socket)
+        except OSError as error:
+            raise _refused(error) from error
+
+    def _things(self, sight: Sight) -> tuple[Thing, ...]:
         try:
             drivers = (*PACKED, *GROUPED, *DRIVERS)
             return tuple(t for each in drivers for t in each.observe(self._socket, sight))
@@ -381,6 +412,10 @@ class LinuxKernel:
             case SetSysctl(key, value):
                 _write(f"/proc/sys/{key}", value)
                 return Writes(sysctl=1)
+            case CutConnections(flows):
+                with closing(nl.Socket(nl.NETLINK_NETFILTER)) as sock:
+                    cut = conntrack.flush(sock, flows)
+                return Writes(netlink=cut)
             case PutThing(thing, before):
                 return Writes(netlink=_driver(thing).put(self._socket, thing, before))
             case DelThing(thing):
@@ -503,6 +538,23 @@ def _site_of(link: RawLink) -> str:
     """The site a link of ours is stamped with; "" if it is not ours."""
     parts = link.alias.split(":", 2)
     return parts[1] if len(parts) == 3 and link.alias.startswith(ALIAS_PREFIX) else ""
+
+
+def _table_of(link: RawLink) -> int:
+    params = rtnl.params_of(link, str)
+    return params.table if isinstance(params, Vrf) else 0
+
+
+def _numbers(routers: Iterable[RawLink]) -> dict[tuple[str, str, str], int]:
+    """{(site, tenant, network): number} of the routers that are ours."""
+    found = {}
+    for link in routers:
+        number = number_of(_table_of(link))
+        if _site_of(link) and link.alias.count(":") >= 3 and number is not None:
+            _dvn, site, _kind, name = link.alias.split(":", 3)
+            tenant, _, network = name.partition("/")
+            found[site, tenant, network] = number
+    return found
 
 
 def _unstamped(link: RawLink) -> bool:

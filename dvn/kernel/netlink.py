@@ -21,6 +21,7 @@ NLM_F_DUMP_INTR = 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLM_F_ACK_TLVS = 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
+NETLINK_NETFILTER = 12
 NLMSGERR_ATTR_MSG = 1
 SOL_NETLINK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 11, 12
 NLA_TYPE_MASK = 0x3FFF
@@ -188,7 +189,8 @@ class Request:
 
 
 class Socket:
-    """A netlink socket in the network namespace of the thread that makes it."""
+    """A netlink socket in the network namespace of the thread that makes it; of route netlink
+    unless told otherwise."""
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._socket = socket.socket(

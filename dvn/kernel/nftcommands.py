@@ -182,4 +182,4 @@ def _texts(set_: NftSet, elements: frozenset[Element]) -> Iterator[str]:
             f'"{part}"' if kind == "ifname" else part
             for kind, part in zip(set_.type, element[:width], strict=True)
         )
-        yield f"{key} : {element[width]}" if len(element) > width else key
+        yield f"{key} : {' . '.join(element[width:])}" if len(element) > width else key

@@ -23,6 +23,7 @@ from dvn.kernel.state import (
     Link,
     Params,
     Vlan,
+    Vrf,
     WireguardLink,
 )
 from dvn.kernel.steps import Change
@@ -43,6 +44,7 @@ RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 IFLA_VLAN_ID, IFLA_VLAN_PROTOCOL = 1, 5
 ETH_P_8021Q = 0x8100
+IFLA_VRF_TABLE = 1
 
 IFLA_GRE_LINK = 1
 IFLA_GRE_IFLAGS, IFLA_GRE_OFLAGS, IFLA_GRE_IKEY, IFLA_GRE_OKEY = 2, 3, 4, 5
@@ -206,6 +208,8 @@ def params_of(link: RawLink, name_of: Callable[[int], str]) -> Params | None:
             return Ifb()
         case "wireguard":
             return WireguardLink()
+        case "vrf":
+            return Vrf(_u32(data.get(IFLA_VRF_TABLE)))
         case _:
             return None
 
@@ -354,6 +358,8 @@ def _info(params: Params, index_of: IndexOf) -> bytes:
             data = [u16(IFLA_VLAN_ID, id_), be16(IFLA_VLAN_PROTOCOL, ETH_P_8021Q)]
         case Gretap():
             data = _gre(params, index_of(params.through) if params.through else 0)
+        case Vrf(table):
+            data = [u32(IFLA_VRF_TABLE, table)]
     return nested(IFLA_LINKINFO, kind, nested(IFLA_INFO_DATA, *data))
 
 
@@ -411,7 +417,7 @@ def add_address(index: int, address: str) -> Request:
     """IPv6 without duplicate detection: the bridge may have no carrier yet, and the address would
     stay tentative and useless."""
     what = f"add address {address}"
-    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
     return Request(RTM_NEWADDR, flags, _address_body(index, address, own=True), what)
 
 

@@ -109,7 +109,18 @@ class WireguardLink:
         return None
 
 
-Params: TypeAlias = Bridge | Vlan | Gretap | Ifb | WireguardLink
+@dataclass(frozen=True)
+class Vrf:
+    """The router of a network: what comes from its bridge is routed by `table` (vrf.rst)."""
+
+    table: int
+    kind: Literal["vrf"] = "vrf"
+
+    def slot(self) -> tuple[object, ...] | None:
+        return ("vrf", self.table)
+
+
+Params: TypeAlias = Bridge | Vlan | Gretap | Ifb | WireguardLink | Vrf
 
 
 @dataclass(frozen=True)
@@ -319,6 +330,14 @@ class Secret:
 
 
 @dataclass(frozen=True)
+class ForeignRouting:
+    """Routing that others set up: who uses which table, and the preferences of their rules."""
+
+    tables: Mapping[int, str] = field(default_factory=dict)  # table: what uses it, in words
+    preferences: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Host:
     """Facts about the host that compile depends on: its links, and addresses that are not ours."""
 
@@ -331,6 +350,21 @@ class Host:
     secrets: Mapping[str, Secret] = field(default_factory=dict)  # by the path of their file
     paths: Mapping[str, int] = field(default_factory=dict)  # measured path MTU, by tenant/tunnel
     chosen: Mapping[str, str] = field(default_factory=dict)  # transport of auto tunnels, likewise
+    # Numbers (dvn/allocate.py) by site, tenant and network, as the routers there say.
+    numbers: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    foreign_routing: ForeignRouting = ForeignRouting()
+
+    @cached_property
+    def numbers_by_site(self) -> Mapping[str, frozenset[int]]:
+        found: dict[str, set[int]] = {}
+        for (site, _tenant, _network), number in self.numbers.items():
+            found.setdefault(site, set()).add(number)
+        return {site: frozenset(numbers) for site, numbers in found.items()}
+
+    def others_numbers(self, site: str) -> frozenset[int]:
+        """Those of our other sites."""
+        others = (numbers for name, numbers in self.numbers_by_site.items() if name != site)
+        return frozenset[int]().union(*others)
 
 
 @dataclass(frozen=True)

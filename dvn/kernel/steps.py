@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from dvn.kernel.conntrack import Flows
 from dvn.kernel.nftcommands import NftCommand
-from dvn.kernel.state import Bridge, Gretap, Ifb, Link, Vlan, WireguardLink
+from dvn.kernel.state import Bridge, Gretap, Ifb, Link, Vlan, Vrf, WireguardLink
 from dvn.kernel.things import Thing
 
 
@@ -25,6 +26,8 @@ def _params(link: Link) -> str:
             return f"{gre.kind} {local} -> {remote} key {key}{fou}{through}"
         case Ifb() | WireguardLink():
             return link.params.kind
+        case Vrf(table):
+            return f"vrf, table {table}"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,16 @@ class DelThing:
 
 
 @dataclass(frozen=True)
+class CutConnections:
+    """Connections that must not outlive the rules that let them pass (dvn/nat/stale.py)."""
+
+    flows: tuple[Flows, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"- connections of {flows}" for flows in self.flows)
+
+
+@dataclass(frozen=True)
 class NftChange:
     """One nft transaction: all of `commands` or none."""
 
@@ -165,6 +178,7 @@ Step: TypeAlias = (
     | SetSysctl
     | PutThing
     | DelThing
+    | CutConnections
     | NftChange
 )
 

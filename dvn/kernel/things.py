@@ -17,6 +17,7 @@ from dvn.kernel.netlink import Request, Socket
 
 if TYPE_CHECKING:
     from dvn.kernel.rtnl import RawLink
+    from dvn.nat.things import Rule
 
 IndexOf: TypeAlias = Callable[[str], int]
 
@@ -53,6 +54,9 @@ class Sight:
     own: frozenset[str]
     queues: Mapping[str, str]  # kind of each link's root queue
     links: Sequence[RawLink] = ()
+    # Every policy rule: (ours, or None; protocol, preference, table); tables of our other sites.
+    rules: tuple[tuple[Rule | None, int, int, int], ...] = ()
+    others_tables: frozenset[int] = frozenset()
 
 
 class _Driver(Protocol):

@@ -1,7 +1,9 @@
 """What may cross between networks, the site and the internet: closed by default, by sets.
 
 The rules are the same for one network and for four thousand; only sets grow. They speak about our
-bridges alone: packets that neither come from nor go to one of them are not looked at.
+bridges alone: packets that neither come from nor go to one of them are not looked at. What comes
+from a network shows here as its *router's* (VRF), what goes to one as its *bridge's*; neighbour
+discovery is the bridge's both ways.
 
 The *site* is every private address (RFC 1918, RFC 6598, RFC 4193, link-local) and `site_prefixes`.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
+from dvn.allocate import mark_of
 from dvn.kernel.state import (
     LINK_GROUP,
     Element,
@@ -24,6 +27,7 @@ from dvn.kernel.state import (
 )
 from dvn.passes import Context, NetworkOf, Pass
 from dvn.services.compile import served
+from dvn.spec import Network
 from dvn.values import Prefix
 
 PRIVATE4 = tuple(
@@ -52,7 +56,8 @@ _FORWARD = (
     ),
 )
 
-# The source check comes before any accept: an established flow is no licence to spoof.
+# The source check comes before any accept: an established flow is no licence to spoof, nor is
+# another network's.
 _SOURCE = (
     NftRule.of(
         "meta nfproto ipv4 iifname . ip saddr != @sources4 counter drop",
@@ -62,9 +67,13 @@ _SOURCE = (
         "meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop",
         "a network sends from its own IPv6 prefix only",
     ),
+    NftRule.of(
+        "iifname . ct mark != @owns counter drop", "a connection of another network is not joined"
+    ),
 )
 _LEAVING = (
     *_SOURCE,
+    NftRule.of("iifname . oifname @joined jump crossing", "to a network that a policy joins"),
     NftRule.of("oifname @networks counter drop", "no network reaches another"),
     NftRule.of("ct state established,related accept", "replies"),
     NftRule.of("ct state invalid counter drop", "no part of any connection"),
@@ -77,14 +86,45 @@ _LEAVING = (
         "iifname @nat6 oifname @outside ip6 daddr != @site6 accept",
         "access: closed - the internet by NAT, not the site",
     ),
+    NftRule.of(
+        "iifname . ip saddr @single_from4 oifname @outside ip daddr != @site4 accept",
+        "a machine with its own address outside",
+    ),
+    NftRule.of(
+        "iifname . ip6 saddr @single_from6 oifname @outside ip6 daddr != @site6 accept",
+        "a machine with its own address outside",
+    ),
     NftRule.of("counter drop", "closed by default"),
 )
+_CROSSING = (
+    NftRule.of("ct state established,related accept", "replies"),
+    NftRule.of("iifname . oifname @may_start ct state new accept", "a policy: everything"),
+    NftRule.of(
+        "iifname . oifname . meta l4proto . th dport @may_use ct state new accept",
+        "a policy: these services",
+    ),
+)
 _ENTERING = (
+    NftRule.of(
+        "oifname . ct mark != @owns counter drop", "a connection of another network is not joined"
+    ),
     NftRule.of("ct state established,related accept", "replies"),
     # RFC 2827 for what comes in. Only open networks' addresses are the site's as well; those of a
     # closed one may belong to somebody else out there.
     NftRule.of("ip saddr @inside4 counter drop", "an address of the inside, from outside"),
     NftRule.of("ip6 saddr @inside6 counter drop", "an address of the inside, from outside"),
+    NftRule.of(
+        "ct status dnat iifname @outside ip saddr != @site4 ct state new accept",
+        "a forwarded port, or a machine's own address: from the internet",
+    ),
+    NftRule.of(
+        "ct status dnat iifname @outside ip6 saddr != @site6 ct state new accept",
+        "a forwarded port, or a machine's own address: from the internet",
+    ),
+    NftRule.of(
+        "ct status dnat oifname @open ct state new accept",
+        "access: open - from the site, too",
+    ),
     NftRule.of(
         "iifname != @outside oifname @open ct state new accept",
         "access: open - the site may start connections, the internet not",
@@ -152,6 +192,7 @@ _CHAINS = (
     NftChain("mss", _MSS, "filter", "forward", -150, "accept"),
     NftChain("forward", _FORWARD, "filter", "forward", 0, "accept"),
     NftChain("leaving", _LEAVING),
+    NftChain("crossing", _CROSSING),
     NftChain("entering", _ENTERING),
     NftChain("input", _INPUT, "filter", "input", 0, "accept"),
     NftChain("gateway", _GATEWAY),
@@ -174,28 +215,44 @@ def _frame(context: Context) -> KernelState:
 
 def _network(context: Context, owned: NetworkOf) -> KernelState:
     """What the sets hold of one network."""
-    bridge, network = owned.bridge, owned.network
-    one = (bridge,)
-    elements: dict[str, set[Element]] = {"networks": {one}, "same": {(bridge, bridge)}}
+    bridge, router, network = owned.bridge, owned.router, owned.network
+    mark = str(mark_of(context.numbers[owned.tenant, owned.name]))
+    both: set[Element] = {(bridge,), (router,)}
+    elements: dict[str, set[Element]] = {
+        "networks": both,
+        "same": {(bridge, bridge)},
+        "owns": {(bridge, mark), (router, mark)},
+    }
     if network.access == "open":
-        elements["open"] = {one}
+        elements["open"] = both
         for prefix in network.prefix:
             elements.setdefault(f"inside{prefix.version}", set()).add((str(prefix),))
-    elif network.nat:
-        elements |= {f"nat{address.version}": {one} for address in network.nat.snat}
     for version in (4, 6):
         elements[f"sources{version}"] = {
-            (bridge, str(prefix)) for prefix in network.prefix if prefix.version == version
+            (router, str(prefix)) for prefix in network.prefix if prefix.version == version
         }
         elements[f"gateways{version}"] = {
-            (bridge, str(own.ip)) for own in network.gateways() if own.version == version
+            (router, str(own.ip)) for own in network.gateways() if own.version == version
         }
-    elements["services"] = {(bridge, *service.split("/")) for service in network.services}
-    elements["services"] |= {(bridge, *service.split("/")) for service in served(network)}
+        if network.access == "closed" and network.nat:
+            if _translated(network, version):
+                elements[f"nat{version}"] = {(router,)}
+            elements[f"single_from{version}"] = {
+                (router, str(inside))
+                for inside in network.nat.one_to_one
+                if inside.version == version
+            }
+    offered = (*network.services, *served(network))
+    elements["services"] = {(router, *service.split("/")) for service in offered}
     if "udp/547" in served(network):
-        elements["advertised"] = {one}
+        elements["advertised"] = both
     some = tuple(each for each in _sets(elements) if each.elements)
     return KernelState(tables=(NftTable("inet", table_name(context.site.site), some),))
+
+
+def _translated(network: Network, version: int) -> bool:
+    here = any(prefix.version == version for prefix in network.prefix)
+    return here and network.nat is not None and network.nat.translates(version)
 
 
 def _sets(elements: Mapping[str, set[Element]]) -> tuple[NftSet, ...]:
@@ -215,6 +272,9 @@ _GROWN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("nat6", ("ifname",), False),
     ("inside4", ("ipv4_addr",), True),
     ("inside6", ("ipv6_addr",), True),
+    ("single_from4", ("ifname", "ipv4_addr"), False),
+    ("single_from6", ("ifname", "ipv6_addr"), False),
+    ("owns", ("ifname", "mark"), False),
     ("sources4", ("ifname", "ipv4_addr"), True),
     ("sources6", ("ifname", "ipv6_addr"), True),
     ("gateways4", ("ifname", "ipv4_addr"), False),

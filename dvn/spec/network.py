@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model
 from dvn.spec.dhcp import Dhcp, off_is_none
+from dvn.spec.nat import Nat
 from dvn.spec.rate import Rate
 from dvn.values import (
     Address,
@@ -31,13 +32,6 @@ class Vlan(Model):
     """The tag of this network's frames on the uplink."""
     uplink: Interface = Field(examples=["eth1"])
     """The interface toward the switches (the trunk)."""
-
-
-class Nat(Model):
-    """Addresses the network's machines have outside; one for each family at most."""
-
-    snat: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)]
-    """The outer source address of the network's packets to the internet."""
 
 
 class Port(Model):
@@ -64,7 +58,8 @@ class Network(Model):
         BeforeValidator(one_or_more),
         Field(min_length=1, examples=["10.9.0.0/24"]),
     ]
-    """The network's addresses, IPv4 or IPv6 or both. No two networks may overlap."""
+    """The network's addresses, IPv4 or IPv6 or both. Networks may overlap, unless both are open or
+    a policy joins them."""
     gateway: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
     """This host's address in each prefix; its first address unless given."""
     vlan: Vlan | None = None
@@ -73,7 +68,7 @@ class Network(Model):
     """`open`: the network may reach the site and the internet, and the site may reach it; `closed`:
     the internet only, and only with `nat`."""
     nat: Nat | None = None
-    """The address its machines have outside; without it packets leave untranslated."""
+    """The addresses its machines have outside; without it packets leave untranslated."""
     ports: tuple[Port, ...] = ()
     """Interfaces of this host that belong to the network."""
     services: tuple[Service, ...] = ()

@@ -11,6 +11,7 @@ from dvn import checks
 from dvn.forms import Model
 from dvn.problems import Path_, Problem, SpecError
 from dvn.spec.network import Network
+from dvn.spec.policy import Policy
 from dvn.spec.tunnel import Tunnel, TunnelSpec
 from dvn.spec.underlay import Underlay
 from dvn.values import Address, Name, PrefixField, one_or_more
@@ -23,6 +24,8 @@ class Tenant(Model):
     """Its networks, by name."""
     tunnels: dict[Name, TunnelSpec] = Field(default_factory=dict)
     """Its fixed tunnels, by name. Those of borrowed machines come and go by themselves."""
+    policy: tuple[Policy, ...] = ()
+    """What may pass between its networks; nothing unless written here."""
 
 
 class Site(Model):

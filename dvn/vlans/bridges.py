@@ -23,6 +23,7 @@ def _bridge(context: Context, owned: NetworkOf) -> KernelState:
         alias=alias(site.site, "network", tenant, name),
         params=Bridge(),
         mtu=network_mtu(site, context.host, owned.tunnels),
+        master=owned.router,
         mac=mac,
     )
     found = [Address(bridge, str(gateway)) for gateway in network.gateways()]

@@ -19,8 +19,8 @@ from dvn.kernel.steps import NftChange, Plan
 from dvn.passes import EMPTY, Context, NetworkOf, Pass
 from dvn.spec import Network, Site
 
-OPENED4, OPENED6, ADVERTS = "opened4", "opened6", "adverts"
-SETS = (OPENED4, ADVERTS, OPENED6)  # in the order of switching on
+OPENED4, OPENED6, ADVERTS, ACCEPTED = "opened4", "opened6", "adverts", "accepted"
+SETS = (OPENED4, ADVERTS, OPENED6, ACCEPTED)  # in the order of switching on
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ def _adverts(interface: str) -> Switch:
     return Switch(f"net/ipv6/conf/{interface}/accept_ra", "1", "2", ADVERTS, (interface,))
 
 
+def _accept(protocol: str) -> Switch:
+    """Whether sockets that are bound to no device serve what comes by a router (vrf.rst): without
+    this the gateway's own services, and its own connections to machines of a network, would not
+    work. The input chain decides who may use them (nat/zones.py)."""
+    return Switch(f"net/ipv4/{protocol}_l3mdev_accept", "0", "1", ACCEPTED, (protocol,))
+
+
 def switches(site: Site, host: Host) -> tuple[Switch, ...]:
     """What the site's networks need, in the order of switching on."""
     found: dict[str, Switch] = {}
@@ -73,13 +80,15 @@ def _switches(site: Site, host: Host, network: Network) -> Iterator[Switch]:
     if 6 in families:
         yield from (_adverts(name) for name in there)
         yield _FORWARDING6
+    yield from (_accept("tcp"), _accept("udp"))
 
 
 def _leaves(network: Network, version: int) -> bool:
     """Whether packets of this family may leave the network."""
     if not any(prefix.version == version for prefix in network.prefix):
         return False
-    translated = network.nat is not None and any(a.version == version for a in network.nat.snat)
+    nat = network.nat
+    translated = nat is not None and (nat.leaves(version) or nat.enters(version))
     return network.access == "open" or translated
 
 
@@ -107,6 +116,7 @@ def _state(context: Context, wanted: Iterable[Switch]) -> KernelState:
             NftSet(OPENED4, ("ifname",), _elements(ours, OPENED4)),
             NftSet(OPENED6, ("nf_proto",), _elements(ours, OPENED6)),
             NftSet(ADVERTS, ("ifname",), _elements(ours, ADVERTS)),
+            NftSet(ACCEPTED, ("inet_proto",), _elements(ours, ACCEPTED)),
         ),
     )
     return KernelState(
@@ -135,7 +145,7 @@ def _elements(some: Iterable[Switch], name: str) -> frozenset[Element]:
 
 def remembered(tables: Iterable[NftTable]) -> Iterator[Switch]:
     """What the sets of our tables say that we switched, in the order of switching back."""
-    made = {ADVERTS: _adverts, OPENED4: _forwarding4}
+    made = {ADVERTS: _adverts, OPENED4: _forwarding4, ACCEPTED: _accept}
     found = [(s.name, element) for table in tables for s in table.sets for element in s.elements]
     if (OPENED6, _FORWARDING6.element) in found:
         yield _FORWARDING6

@@ -47,6 +47,8 @@ def a_kernel() -> FakeKernel:
         kernel.values[f"net/ipv4/conf/{name}/forwarding"] = "0"
         kernel.values[f"net/ipv6/conf/{name}/accept_ra"] = "1"
     kernel.values["net/ipv6/conf/all/forwarding"] = "0"
+    for protocol in ("tcp", "udp"):
+        kernel.values[f"net/ipv4/{protocol}_l3mdev_accept"] = "0"
     kernel.foreign_addresses = {"198.51.100.1"}
     return kernel
 

@@ -82,7 +82,7 @@ def test_apply_plan_show_destroy(client: AgentClient, path: Path) -> None:
     assert applied.netlink_writes
     again = client.apply(site)
     assert (again.steps, again.netlink_writes, again.nft_writes) == ((), 0, 0)
-    assert len(client.show("cnaf")["links"]) == 7
+    assert len(client.show("cnaf")["links"]) == 10
     assert client.tunnels() == {}  # the fake counts nothing
     assert client.destroy("cnaf").steps
     assert client.show()["links"] == []
@@ -124,7 +124,7 @@ def test_many_clients_at_once(path: Path) -> None:
         thread.join(LIMIT_S)
     serving.end()
     assert failures == []
-    assert len(kernel.links) == 7
+    assert len(kernel.links) == 10
 
 
 def test_no_agent_and_an_agent_that_comes_back(path: Path) -> None:

@@ -68,8 +68,8 @@ def test_a_cap_is_changed_in_place_and_goes() -> None:
         "~ rate of r-cms-farm: 50mbit => of r-cms-farm: 20mbit",
     )
     engine.apply(site())
-    assert kernel.things == {}
-    assert set(kernel.links) == {"b-cms-farm"}
+    assert not {"rate", "detour"} & {thing.kind for thing in kernel.things.values()}
+    assert set(kernel.links) == {"g-cms-farm", "b-cms-farm"}
 
 
 def decoded(request: Request) -> Any:

@@ -30,7 +30,7 @@ def a_host() -> FakeKernel:
         HostLink("b-cms-store", "bridge", 1500, True, False),
     ):
         kernel.foreign[link.name] = link
-    kernel.foreign_addresses = {"198.51.100.1", "10.9.0.1"}
+    kernel.foreign_addresses = {"198.51.100.1", "192.168.122.1"}
     return kernel
 
 

@@ -19,6 +19,7 @@ SOL_PACKET, PACKET_AUXDATA = 263, 8
 TP_STATUS_VLAN_VALID = 1 << 4
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+SO_RCVBUFFORCE = 33
 RTNLGRP = {"link": 1, "ipv4 address": 5, "ipv4 route": 7, "ipv6 address": 9, "ipv6 route": 11}
 NFNLGRP_NFTABLES = 7
 LIMIT_S = 30.0
@@ -128,6 +129,7 @@ class Events:
     def __init__(self, host: Host) -> None:
         def open_(protocol: int, groups: list[int]) -> socket.socket:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
             sock.bind((0, 0))
             for group in groups:
                 sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)

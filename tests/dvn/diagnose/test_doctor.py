@@ -135,7 +135,7 @@ table inet other {
     [
         ("forward", "drop", "", "chain c drops IPv4 of atlas/farm to the internet"),
         ("forward", "accept", "oifname wan0 ip protocol udp drop", "to the internet (udp)"),
-        ("input", "accept", "iifname b-* tcp dport 22 reject", "tcp/22 of the gateway"),
+        ("input", "accept", "iifname g-* tcp dport 22 reject", "tcp/22 of the gateway"),
         ("input", "accept", "meta l4proto gre drop", "tunnel cms/bari, coming in"),
         ("output", "accept", "ip daddr 203.0.113.0/24 drop", "drops tunnel cms/"),
         ("forward", "accept", "oifname docker0 drop", None),

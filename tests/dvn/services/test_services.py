@@ -83,7 +83,7 @@ def test_the_filter_lets_in_what_is_served_and_no_more(dhcp: str, ports: set[str
     table = next(table for table in state.tables if table.family == "inet")
     sets = {each.name: each.elements for each in table.sets}
     assert {"/".join(element[1:]) for element in sets["services"]} == ports
-    assert sets["advertised"] == ({("b-cms-farm",)} if ports else frozenset())
+    assert sets["advertised"] == ({("b-cms-farm",), ("g-cms-farm",)} if ports else frozenset())
 
 
 def test_addresses_of_pools_and_tunnels_are_left_out(tmp_path: Path) -> None:
