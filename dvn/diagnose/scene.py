@@ -187,6 +187,35 @@ def of_state(
     )
 
 
+def overlaid(live: Scene, state: KernelState) -> Scene:
+    """The scene of a running host with what a plan would make in it."""
+    planned = of_state(state, host=live.devices)
+    new = {name for name in planned.devices if name not in live.devices}
+    ours = tuple(_selector(rule) for rule in things_of(state, Rule))
+    brought = [Path(ip_network(r.prefix), r.on, table=r.table) for r in things_of(state, Route)]
+    brought += [path for path in connected(planned.devices.values()) if path.device in new]
+    brought += _local(planned.devices, new)
+    return with_pins(
+        replace(
+            live,
+            devices=planned.devices,
+            routes=(*live.routes, *(path for path in brought if path not in live.routes)),
+            rules=(*live.rules, *(rule for rule in ours if rule not in live.rules)),
+            sysctls={**live.sysctls, **planned.sysctls},
+        ),
+        state,
+    )
+
+
+def _local(devices: Mapping[str, Device], new: Iterable[str]) -> Iterator[Path]:
+    """A live scene has its local routes; new addresses add to them, behind a router to its own."""
+    for name in new:
+        master = devices.get(devices[name].master)
+        table = master.table if master and master.kind == "vrf" else LOCAL
+        for own in devices[name].addresses:
+            yield Path(ip_network(own.ip), name, table=table, kind="local")
+
+
 def things_of(state: KernelState, kind: type[T]) -> Iterator[T]:
     return (thing for thing in state.things if isinstance(thing, kind))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from tests.dvn.sites import a_kernel, full_site
 _NAMES = st.from_regex(r"[a-z][a-z0-9~-]{0,14}", fullmatch=True)
 _MACS = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
 _FOUR = st.ip_addresses(v=4).map(str)
-_SIX = st.ip_addresses(v=6).filter(lambda a: a.ipv4_mapped is None and int(a) >> 32).map(str)
+_SIX = st.integers(2**96, 2**128 - 1).map(lambda number: str(IPv6Address(number)))
 _NUMBERS = st.integers(0, 2**32 - 1).map(str)
 _FIELDS = {
     "ifname": _NAMES,
