@@ -105,13 +105,13 @@ def parts_of(
     """What the networks and tunnels add, or `some` of them."""
     if some is None:
         some = (*networks_of(context.site), *context.site.tunnels())
+    of_networks = [one.network for one in PASSES if one.network]
+    of_tunnels = [one.tunnel for one in PASSES if one.tunnel]
     for each in some:
-        for one in PASSES:
-            if isinstance(each, Tunnel):
-                if one.tunnel:
-                    yield one.tunnel(context, each)
-            elif one.network:
-                yield one.network(context, each)
+        if isinstance(each, Tunnel):
+            yield from (part(context, each) for part in of_tunnels)
+        else:
+            yield from (part(context, each) for part in of_networks)
 
 
 def marked(state: KernelState, site: str) -> KernelState:

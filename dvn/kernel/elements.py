@@ -167,21 +167,19 @@ class Form:
         """One element as the kernel takes it; of a simple interval set its start and its end."""
         try:
             starts, ends = self._ends(element)
-            data = b"" if keys_only else self._data(element)
+            value = b"" if keys_only else self._data(element)
         except (OSError, KeyError, ValueError) as error:
             raise UnknownFormError(f"element {element}: {error}") from None
-        if not self._interval:
-            packed = _element(_value(NFTA_SET_ELEM_KEY, starts) + data)
-        elif not self._pairs:
-            key = _value(NFTA_SET_ELEM_KEY, starts) + _value(NFTA_SET_ELEM_KEY_END, ends)
-            packed = _element(key + data)
-        else:
-            packed = _element(_value(NFTA_SET_ELEM_KEY, starts) + data)
-            behind = int.from_bytes(ends, "big") + 1
-            if behind < 1 << 8 * len(ends):
-                end = behind.to_bytes(len(ends), "big")
-                packed += _element(_value(NFTA_SET_ELEM_KEY, end) + _END_FLAG)
-        return packed
+        data = _value(NFTA_SET_ELEM_DATA, value) if value else b""
+        body = _value(NFTA_SET_ELEM_KEY, starts)
+        if self._pairs:
+            return _element(body + data) + _end_of(ends)
+        if self._interval:
+            body += _value(NFTA_SET_ELEM_KEY_END, ends)
+        body += data
+        if not keys_only:  # it will be read again soon, and looks the same then
+            self._memory[body] = element
+        return _element(body)
 
     def _ends(self, element: Element) -> tuple[bytes, bytes]:
         """The smallest and the largest key that the element stands for."""
@@ -206,8 +204,7 @@ class Form:
             field.pack(text)
             for field, text in zip(self._values, element[self._width :], strict=True)
         ]
-        value = parts[0] if len(parts) == 1 else b"".join(map(_padded, parts))
-        return _value(NFTA_SET_ELEM_DATA, value)
+        return parts[0] if len(parts) == 1 else b"".join(map(_padded, parts))
 
     # -- reading
 
@@ -322,10 +319,18 @@ def _element(body: bytes) -> bytes:
 _HEADER = struct.Struct("=HH").pack
 
 
+def _end_of(last: bytes) -> bytes:
+    """The element that ends an interval: one behind its last key, if there is one."""
+    behind = int.from_bytes(last, "big") + 1
+    if behind >= 1 << 8 * len(last):
+        return b""
+    return _element(_value(NFTA_SET_ELEM_KEY, behind.to_bytes(len(last), "big")) + _END_FLAG)
+
+
 def _value(kind: int, value: bytes) -> bytes:
     padded = value + b"\0" * (-len(value) % 4)
     return (
-        _HEADER(8 + len(padded), kind | nl.NLA_F_NESTED)
+        _HEADER(8 + len(padded), kind)  # without NLA_F_NESTED, as the kernel shows it
         + _HEADER(4 + len(value), NFTA_DATA_VALUE)
         + padded
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from dvn.allocate import number_of
@@ -63,6 +64,7 @@ from dvn.rates.driver import RatesDriver
 from dvn.services.driver import ServicesDriver
 
 _LOCK = Path("/run/dvn/kernel.lock")
+_NO_LINKS = frozenset({"", "all", "default"})  # in a sysctl's place for a link
 _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 
@@ -144,8 +146,10 @@ class LinuxKernel:
         links, addresses = self._dumps()
         names = {link.index: link.name for link in links}
         self._looked, self._names = {link.name: link for link in links}, names
-        own = {link.index for link in links if _site_of(link) == site or _unstamped(link)}
-        bridges = {link.index for link in links if link.index in own and link.kind == "bridge"}
+        sites = {link.index: _site_of(link) for link in links}
+        own = {i for i, name in sites.items() if name == site}
+        own |= {link.index for link in links if _unstamped(link)}
+        bridges = {link.index for link in links if link.kind == "bridge" and link.index in own}
         tables, others, foreign_tables = self._tables(site)
         # An address on somebody else's link bears our mark but not the site's: it is the site's
         # whose map translates to it, or nobody's, and then whoever looks may clear it away.
@@ -285,6 +289,8 @@ class LinuxKernel:
     def sysctls(self, keys: Iterable[str]) -> tuple[Sysctl, ...]:
         found = []
         for key in keys:
+            if self._is_gone(key):
+                continue
             known = self._conf(key)
             try:
                 value = _read(f"/proc/sys/{key}") if known is None else known
@@ -293,14 +299,17 @@ class LinuxKernel:
             found.append(Sysctl(key, value))
         return tuple(found)
 
+    def _is_gone(self, key: str) -> bool:
+        """Whether it is of a link that the last look did not find."""
+        name = _parts_of(key)[1]
+        return bool(self._looked) and name not in self._looked and name not in _NO_LINKS
+
     def _conf(self, key: str) -> str | None:
         """A sysctl of a link as the last look read it along with the link, of which there are
         thousands; None of others."""
-        _net, version, *rest = key.split("/")
-        if len(rest) != 3:  # net/ipv4/conf/LINK/WORD; others are the whole host's
-            return None
-        link = self._looked.get(rest[1])
-        value = rtnl.conf_of(link, version, rest[2]) if link else None
+        version, name, word = _parts_of(key)
+        link = self._looked.get(name)
+        value = rtnl.conf_of(link, version, word) if link else None
         return None if value is None else str(value)
 
     def listings(self, tables: Iterable[NftTable]) -> tuple[NftTable, ...]:
@@ -492,6 +501,15 @@ def _change(steps: Sequence[PutThing | DelThing]) -> Writes:
 
 def _in_udp(link: Link) -> bool:
     return isinstance(link.params, Gretap) and link.params.fou is not None
+
+
+@lru_cache(1 << 16)
+def _parts_of(key: str) -> tuple[str, str, str]:
+    """(version, link, name) of a sysctl of a link; of another, nobody's link."""
+    parts = key.split("/")
+    if len(parts) == 5 and parts[2] == "conf":
+        return parts[1], parts[3], parts[4]
+    return "", "", ""
 
 
 def _read(path: str) -> str:

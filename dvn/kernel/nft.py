@@ -145,7 +145,10 @@ class Nft:
                 case DelElements(table, set_, elements):
                     pieces = tuple(self._form(table, set_).messages(elements, keys_only=True))
                     packed.append(Elements(table, set_.name, pieces, gone=True))
-                case AddTable() | AddSet():
+                case AddSet(table, set_):
+                    self._typeofs[*table, set_.name] = set_.typeof
+                    before.append(command)
+                case AddTable():
                     before.append(command)
                 case _:
                     after.append(command)

@@ -12,7 +12,7 @@ Each adds elements of its own and looks at no other; a set never has to know how
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from dvn import addresses
@@ -159,9 +159,7 @@ def _state(
     for attachment in attached:
         for name, element in attachment.elements():
             found.setdefault(name, set()).add(element)
-    sets = tuple(
-        replace(_BY_NAME[name], elements=frozenset(elements)) for name, elements in found.items()
-    )
+    sets = tuple(_BY_NAME[name].filled(frozenset(elements)) for name, elements in found.items())
     table = NftTable("bridge", table_name(context.site.site), sets)
     return KernelState(tables=(table,))
 
