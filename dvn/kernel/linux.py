@@ -8,9 +8,10 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from dvn.allocate import number_of
@@ -66,6 +67,7 @@ from dvn.services.driver import ServicesDriver
 _LOCK = Path("/run/dvn/kernel.lock")
 _NO_LINKS = frozenset({"", "all", "default"})  # in a sysctl's place for a link
 _LOCK_WAIT_S, _LOCK_POLL_S = 20.0, 0.02
+_MANY = 500  # steps of a plan that is worth a thread
 _CAP_NET_ADMIN, _CAPABILITY_VERSION_3 = 12, 0x20080522
 
 
@@ -196,7 +198,7 @@ class LinuxKernel:
             ),
         )
         host = Host(
-            links={link.name: _host_link(link, names) for link in links},
+            links=_HostLinks(self._looked, names),
             addresses=frozenset(
                 address.address.split("/")[0]
                 for address in addresses
@@ -378,10 +380,20 @@ class LinuxKernel:
         return self.carry_out([step])
 
     def carry_out(self, steps: Sequence[Step]) -> Writes:
-        batch = Batch(self._socket)
+        with Batch(self._socket) as batch:
+            writes = self._carry_out(steps, batch)
+            return writes + batch.writes
+
+    def _carry_out(self, steps: Sequence[Step], batch: Batch) -> Writes:
         writes = Writes()
         group: list[PutThing | DelThing] = []
+        beside: Future[Writes] | None = None
         for step in steps:
+            # Links are made down: while they are, thousands of elements may still be on their way
+            # into the filters. Everything else waits for those.
+            if beside and not isinstance(step, AddLink):
+                writes += beside.result()
+                beside = None
             if isinstance(step, PutThing | DelThing) and _grouped(step.thing):
                 batch.send()
                 group.append(step)
@@ -389,29 +401,43 @@ class LinuxKernel:
             if group:
                 writes += _change(group)
                 group = []
-            try:
-                if isinstance(step, DelLink):
-                    batch.add_removal(step)
-                    continue
-                if isinstance(step, SetSysctl) and batch.add_sysctl(step):
-                    continue
-                requests = self._requests(step, batch.index_of)
-                if requests is not None:
-                    batch.add(step, requests)
-                    continue
-                batch.send_before(step)
-                writes += self._perform(step)
-            except OSError as error:
-                raise StepError(words(error), step) from error
-            except StepError:
-                raise
-            except KernelError as error:
-                raise StepError(str(error), step) from error
+            if isinstance(step, NftChange) and len(steps) > _MANY:
+                batch.send()
+                beside = batch.beside(partial(self._by_itself, step))
+            else:
+                writes += self._put_to(batch, step)
+        if beside:
+            writes += beside.result()
         batch.send()
-        return writes + _change(group) + batch.writes
+        return writes + _change(group)
+
+    def _put_to(self, batch: Batch, step: Step) -> Writes:
+        """A step is collected to be sent, or done; what was written if it was."""
+        if isinstance(step, DelLink):
+            batch.add_removal(step)
+            return Writes()
+        if isinstance(step, SetSysctl) and batch.add_sysctl(step):
+            return Writes()
+        try:
+            requests = self._requests(step, batch.index_of)
+        except OSError as error:
+            raise StepError(words(error), step) from error
+        if requests is not None:
+            batch.add(step, requests)
+            return Writes()
+        batch.send_before(step)
+        return self._by_itself(step)
+
+    def _by_itself(self, step: Step) -> Writes:
+        """A step that is not route netlink messages. Raises StepError."""
+        try:
+            return self._perform(step)
+        except OSError as error:
+            raise StepError(words(error), step) from error
+        except KernelError as error:
+            raise StepError(str(error), step) from error
 
     def _perform(self, step: Step) -> Writes:
-        """A step that is not netlink messages, by itself."""
         match step:
             case NftChange():
                 transactions = self._nft.run(step.commands)
@@ -609,6 +635,27 @@ def _link(link: RawLink, names: dict[int, str]) -> Link:
 
 def _namer(names: dict[int, str]) -> Callable[[int], str]:
     return lambda index: names.get(index, f"#{index}")
+
+
+class _HostLinks(Mapping[str, HostLink]):
+    """The links of a look, each turned into a value when it is asked for: few are."""
+
+    def __init__(self, links: Mapping[str, RawLink], names: Mapping[int, str]) -> None:
+        # The kernel's own memory of links changes with each glance; a look stays what it was.
+        self._links, self._names = dict(links), dict(names)
+        self._made: dict[str, HostLink] = {}
+
+    def __getitem__(self, name: str) -> HostLink:
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = _host_link(self._links[name], self._names)
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._links)
+
+    def __len__(self) -> int:
+        return len(self._links)
 
 
 def _host_link(link: RawLink, names: dict[int, str]) -> HostLink:
