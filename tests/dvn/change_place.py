@@ -8,12 +8,22 @@ Bridges, veth and nftables only: it works on kernels without GRE and 802.1Q too.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dvn import located
+from dvn.change.changes import Changes, Done, Wish
 from dvn.change.files import STATE_VARIABLE
+from dvn.change.history import Revision
+from dvn.change.names import GUARD
+from dvn.change.verify import LivePackets
+from dvn.engine import Engine
+from dvn.spec import Site, parse_site
 from lab.host import Host, wait_for
 from lab.hosts import Lab
 from lab.net import build
@@ -39,6 +49,14 @@ GOOD = SITE.format(cms=TAP3)
 CUTS_OFF = SITE.format(cms=f"{TAP3}, {{interface: op0}}")
 SILENCES = SITE.format(cms="{interface: tap3, mac: '02:00:00:00:00:99'}")
 WITH_A_SERVICE = GOOD.replace("prefix: 10.9.0.0/24,", "prefix: 10.9.0.0/24, services: [tcp/22],")
+
+
+def site(text: str) -> Site:
+    return parse_site(located.loads(text))
+
+
+def wish(text: str) -> Wish:
+    return Wish(site(text), "site.yaml", text)
 
 
 def topology() -> Topology:
@@ -87,9 +105,35 @@ class ChangePlace:
         argv = [sys.executable, "-m", "gateway", *words]
         return self.gw.spawn(*argv, env={**self.env, **self.ssh}, log=log)
 
-    def python(self, source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-c", source, *arguments]
-        return self.gw.run(*argv, env={**self.env, **self.ssh}, check=False)
+    def child(self, action: Callable[[], object]) -> int:
+        """A process of the gateway that does `action` and ends: its id. Forked from this one, with
+        all that is loaded: to start Python anew takes ten seconds on a slow machine."""
+
+        def fork() -> int:
+            child = os.fork()
+            if child:
+                return child
+            status = 1
+            try:
+                os.environ[STATE_VARIABLE] = STATE
+                action()
+                status = 0
+            except Exception:  # noqa: BLE001 - shown; the parent looks at the status
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+        return self.gw.inside(fork)
+
+    def changes(self) -> Changes:
+        """Of the gateway: to be used in it."""
+        return Changes(Engine(), Path(STATE), packets=LivePackets())
+
+    def apply(self, text: str) -> Done:
+        return self.gw.inside(lambda: self.changes().apply(wish(text)))
+
+    def planned(self, text: str) -> tuple[str, ...]:
+        return self.gw.inside(lambda: Engine().plan(site(text))).lines()
 
     def reached(self, source: str = "op", address: str = "192.0.2.1") -> bool:
         argv = ["ping", "-n", "-q", "-c", "1", "-W", "1", address]
@@ -105,6 +149,10 @@ class ChangePlace:
     def settled(self, limit_s: float = 60.0) -> None:
         wait_for(lambda: not self.waits(), limit_s, what="the trial is decided")
 
-    def last(self) -> dict[str, Any]:
-        revision: dict[str, Any] = self.dvn_json("history", "cnaf")["revisions"][-1]
-        return revision
+    def last(self) -> Revision:
+        """The newest revision."""
+        return self.gw.inside(lambda: self.changes().history.revisions("cnaf")[-1])
+
+    def guards(self) -> list[int]:
+        """The guards of the gateway, by its own process ids."""
+        return [int(p) for p in self.gw.run("pgrep", "-x", GUARD, check=False).stdout.split()]

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from dvn.change import guard
+from dvn.change.changes import BrokeError, Changes
+from dvn.engine import Engine
+from dvn.kernel.linux import LinuxKernel
+from dvn.kernel.steps import Step, Writes
 from lab.host import wait_for
 from lab.hosts import Lab
-from tests.dvn.change_place import STATE, ChangePlace
+from tests.dvn.change_place import (
+    CUTS_OFF,
+    GOOD,
+    OPERATOR,
+    SILENCES,
+    STATE,
+    WITH_A_SERVICE,
+    ChangePlace,
+    wish,
+)
 
 ALL = (
     "nft -s list table inet dvn-cnaf; nft -s list table bridge dvn-cnaf;"
@@ -28,7 +44,7 @@ def place() -> Iterator[ChangePlace]:
 
 @pytest.fixture
 def good(place: ChangePlace) -> ChangePlace:
-    place.dvn("apply", "/etc/good.yaml", "--no-probe")
+    place.apply(GOOD)
     return place
 
 
@@ -37,97 +53,70 @@ def everything(place: ChangePlace) -> list[str]:
     return sorted(re.split(r"[\s,]+", place.gw.script(ALL).stdout))
 
 
-def processes(place: ChangePlace) -> list[int]:
-    """Those of `dvn try` in the gateway: the command and its guard."""
-    found = place.gw.run("pgrep", "-f", "gateway try", check=False).stdout.split()
-    return [int(pid) for pid in found]
-
-
 def test_a_change_that_silences_a_machine_is_undone(good: ChangePlace) -> None:
     """What counts is that it answered before: m1 does, and its new MAC filter would stop it."""
     before = everything(good)
-    told = good.dvn("apply", "/etc/silences.yaml", check=False)
-    assert told.returncode == 1
-    assert "silenced 10.9.0.3 on b-cms-farm (via tap3); what was done is undone" in told.stderr
+    with pytest.raises(BrokeError, match=r"silenced 10\.9\.0\.3 on b-cms-farm \(via tap3\)") as e:
+        good.apply(SILENCES)
+    assert e.value.undone
     assert everything(good) == before
-    assert "it silenced 10.9.0.3" in good.last()["result"]
+    assert "it silenced 10.9.0.3" in good.last().result
     # The controls: the same change counts as good where nobody looks, and where it was silent.
-    good.dvn("apply", "/etc/silences.yaml", "--no-probe")
+    changes = good.gw.inside(lambda: Changes(Engine(), Path(STATE)))
+    good.gw.inside(lambda: changes.apply(wish(SILENCES)))
     assert not good.reached("m1", "10.9.0.1")
-    assert good.dvn_json("apply", "/etc/silences.yaml")["ok"]
-    good.dvn("apply", "/etc/good.yaml")
-    assert good.dvn_json("apply", "/etc/service.yaml")["heard"] == 2
+    assert good.apply(SILENCES.replace("prefix", "access: closed, prefix", 1)).applied.steps == ()
+    good.apply(GOOD)
+    assert good.apply(WITH_A_SERVICE).heard == 2
 
 
-def test_a_trial_is_kept_when_it_is_confirmed(good: ChangePlace, tmp_path: Path) -> None:
-    trial = good.begin("try", "/etc/service.yaml", log=tmp_path / "log")
-    wait_for(lambda: b"tried" in (tmp_path / "log").read_bytes(), 20, what="it is tried")
-    assert "waits to be confirmed" in good.dvn("apply", "/etc/good.yaml", check=False).stderr
-    kept = good.dvn_json("confirm", "cnaf")
-    assert kept["ok"]
-    assert trial.wait(30) == 0
-    assert "nothing to do" in good.dvn("plan", "/etc/service.yaml").stdout
-    assert good.last()["revision"] == kept["revision"]
-    wait_for(lambda: not processes(good), 30, what="the guard ends")
-    # And back to what was before it, by its number.
-    good.dvn("rollback", str(kept["revision"] - 1))
-    assert "nothing to do" in good.dvn("plan", "/etc/good.yaml").stdout
+class Slow(LinuxKernel):
+    """Stops for good in front of the step that cuts the operator off, or behind it."""
 
+    def __init__(self, *, dies: bool) -> None:
+        super().__init__()
+        self._dies = dies
 
-@pytest.mark.parametrize("kill", ["nobody", "the command", "the command and its guard"])
-def test_who_is_cut_off_comes_back(good: ChangePlace, tmp_path: Path, kill: str) -> None:
-    timeout = "3" if kill == "the command and its guard" else "600"
-    trial = good.begin("try", "/etc/cuts.yaml", "--timeout", timeout, log=tmp_path / "log")
-    wait_for(lambda: "op0" in good.ports(), 20, what="it is tried")
-    assert not good.reached()  # the control: it does cut off
-    if kill == "the command":
-        trial.kill()
-    elif kill == "the command and its guard":
-        for pid in processes(good):
-            good.gw.run("kill", "-KILL", str(pid), check=False)
-        assert processes(good) == []
-        good.dvn("plan", "/etc/good.yaml")  # undoes it, or starts another guard that will
-    good.settled()
-    assert good.reached()
-    assert good.ports() == ["tap3"]
-    reason = "nobody confirmed" if timeout == "3" else "the operator at 192.0.2.9 answers no more"
-    assert reason in good.last()["result"]
-    assert trial.wait(30) == (1 if kill == "nobody" else -signal.SIGKILL)
-    assert "nothing to do" in good.dvn("plan", "/etc/good.yaml").stdout
-
-
-KILLED_IN_THE_MIDDLE = """
-import os, signal, sys
-from pathlib import Path
-from dvn import located
-from dvn.change import guard
-from dvn.change.changes import Changes, Wish
-from dvn.engine import Engine
-from dvn.kernel.linux import LinuxKernel
-from dvn.spec import parse_site
-
-class Dies(LinuxKernel):
-    def carry_out(self, steps):
-        for number, step in enumerate(steps):
-            if "port op0" in str(step):
-                super().carry_out([step])
+    def carry_out(self, steps: Sequence[Step]) -> Writes:
+        writes = Writes()
+        for step in steps:
+            writes += super().carry_out([step])
+            if self._dies and "port op0" in str(step):
                 os.kill(os.getpid(), signal.SIGKILL)
-            super().carry_out([step])
-        raise AssertionError("there was no such step")
-
-changes = Changes(Engine(Dies()), Path(sys.argv[1]))
-text = Path("/etc/cuts.yaml").read_text()
-wish = Wish(parse_site(located.loads(text)), "cuts.yaml", text)
-pending = changes.begin(wish, timeout=600, watch="192.0.2.9")
-guard.start(Path(sys.argv[1]), "cnaf")
-changes.carry_out(pending)
-"""
+        return writes
 
 
-def test_killed_between_two_steps_it_comes_back(good: ChangePlace) -> None:
-    done = good.python(KILLED_IN_THE_MIDDLE, STATE)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert good.ports() == ["op0", "tap3"]
+def trial(timeout: float, *, dies: bool) -> None:
+    """What `dvn try` does in the process of the command; then it waits for a word."""
+    changes = Changes(Engine(Slow(dies=dies)), Path(STATE))
+    pending = changes.begin(wish(CUTS_OFF), timeout=timeout, watch=OPERATOR)
+    guard.start(Path(STATE), "cnaf")
+    changes.carry_out(pending)
+    threading.Event().wait(600)
+
+
+@pytest.mark.parametrize("kill", ["in the middle", "the command", "the command and its guard"])
+def test_who_is_cut_off_comes_back(good: ChangePlace, kill: str) -> None:
+    both = kill == "the command and its guard"
+    before = everything(good)
+    pid = good.child(lambda: trial(5 if both else 600, dies=kill == "in the middle"))
+    wait_for(lambda: "op0" in good.ports(), 60, what="it is tried")
+    assert not good.reached()  # the control: it does cut off
+    assert len(good.guards()) == 1
+    if kill != "in the middle":
+        os.kill(pid, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    if both:
+        good.gw.run("kill", "-KILL", *map(str, good.guards()))
+        assert good.guards() == []
+
+        def next_command() -> object:
+            return guard.finish_left(good.changes(), Path(STATE), restart=False)
+
+        wait_for(lambda: good.gw.inside(next_command), 60, what="it is found and undone")
     good.settled()
     assert good.reached()
-    assert "nothing to do" in good.dvn("plan", "/etc/good.yaml").stdout
+    assert everything(good) == before
+    reason = "nobody confirmed" if both else f"the operator at {OPERATOR} answers no more"
+    assert reason in good.last().result
+    wait_for(lambda: not good.guards(), 30, what="the guard ends")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dvn import located
-from dvn.spec import parse_site
+from dvn import agent
+from dvn.change.pending import Pending
 from lab.host import wait_for
 from lab.hosts import Lab
-from tests.dvn.change_place import GOOD, WITH_A_SERVICE, ChangePlace
+from tests.dvn.change_place import GOOD, WITH_A_SERVICE, ChangePlace, site, wish
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -31,8 +31,7 @@ class Kept:
 
     def __init__(self, place: ChangePlace) -> None:
         self.place = place
-        argv = [sys.executable, "-m", "dvn.agent", "--socket", SOCKET]
-        self.agent = place.gw.spawn(*argv, env=place.env)
+        self.agent = place.child(lambda: agent.main(["--socket", SOCKET]))
         wait_for(lambda: self.drift()["watching"], 60, what="the agent watches")
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -55,16 +54,14 @@ class Kept:
         return found
 
     def apply(self, text: str) -> dict[str, Any]:
-        site = parse_site(located.loads(text)).model_dump(mode="json")
-        answer = self.ask({"op": "apply", "site": site})
+        answer = self.ask({"op": "apply", "site": site(text).model_dump(mode="json")})
         assert answer["ok"], answer
         return answer
 
     def clean(self) -> bool:
-        return bool(self.ask({"op": "plan", "site": self.site()})["steps"] == [])
-
-    def site(self) -> Any:
-        return parse_site(located.loads(GOOD)).model_dump(mode="json")
+        return bool(
+            self.ask({"op": "plan", "site": site(GOOD).model_dump(mode="json")})["steps"] == []
+        )
 
     def seconds_until(self, done: Callable[[], bool]) -> float:
         start = time.monotonic()
@@ -75,7 +72,12 @@ class Kept:
 @pytest.fixture(scope="module")
 def kept() -> Iterator[Kept]:
     with Lab() as lab:
-        yield Kept(ChangePlace(lab))
+        made = Kept(ChangePlace(lab))
+        try:
+            yield made
+        finally:
+            os.kill(made.agent, signal.SIGKILL)
+            os.waitpid(made.agent, 0)  # unreaped it would hold its host's process ids for good
 
 
 @pytest.fixture
@@ -142,23 +144,32 @@ def test_who_undoes_us_again_and_again_is_held_and_named(quiet: Kept) -> None:
 
 
 def test_what_is_done_by_hand_stands_until_the_daemon_has_another_file(quiet: Kept) -> None:
-    quiet.place.dvn("apply", "/etc/service.yaml")
+    assert quiet.place.apply(WITH_A_SERVICE).applied.steps
     note = quiet.apply(GOOD)["applied"]["notes"]  # the daemon asks again, as every minute
     assert "stands: restart the daemon" in note[0]
-    assert "nothing to do" in quiet.place.dvn("plan", "/etc/service.yaml").stdout
+    assert quiet.place.planned(WITH_A_SERVICE) == ()
     quiet.place.gw.script("nft flush ruleset")
-    quiet.seconds_until(lambda: quiet.place.dvn_json("plan", "/etc/service.yaml")["steps"] == [])
+    quiet.seconds_until(lambda: quiet.place.planned(WITH_A_SERVICE) == ())
     assert quiet.apply(WITH_A_SERVICE)["applied"]["notes"] == []
     assert quiet.apply(GOOD)["applied"]["notes"] == []
-    assert "nothing to do" in quiet.place.dvn("plan", "/etc/good.yaml").stdout
-
-
-def test_what_waits_to_be_confirmed_is_not_undone_as_drift(quiet: Kept, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    quiet.place.begin("try", "/etc/service.yaml", "--timeout", "600", log=log)
-    wait_for(lambda: b"tried" in log.read_bytes(), 60, what="it is tried")
-    assert "tries a change" in quiet.apply(GOOD)["applied"]["notes"][0]
-    assert "nothing to do" in quiet.place.dvn("plan", "/etc/service.yaml").stdout
-    quiet.place.dvn("confirm", "--undo", check=False)
-    quiet.place.settled()
     assert quiet.clean()
+
+
+def test_what_waits_to_be_confirmed_is_not_undone_as_drift(quiet: Kept) -> None:
+    def tried() -> Pending:
+        changes = quiet.place.changes()
+        pending = changes.begin(wish(WITH_A_SERVICE), timeout=600)
+        changes.carry_out(pending)
+        return pending
+
+    quiet.place.gw.inside(tried)
+    before = len(quiet.drift()["repairs"])
+    assert "tries a change" in quiet.apply(GOOD)["applied"]["notes"][0]
+    quiet.place.gw.script("ip link set b-cms-farm mtu 1300")
+    # The control: others' rules are still heard of, so the event of that link was too.
+    quiet.place.gw.script(DROPS)
+    quiet.seconds_until(lambda: quiet.drift()["foreign"] != [])
+    assert len(quiet.drift()["repairs"]) == before
+    quiet.place.gw.script("nft delete table inet theirs")
+    quiet.place.gw.inside(lambda: quiet.place.changes().undo("cnaf", "enough"))
+    quiet.seconds_until(quiet.clean)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import cycle
 
 import pytest
 
-from dvn import located
 from dvn.engine import Engine
 from dvn.kernel.linux import LinuxKernel
 from dvn.kernel.nftcommands import DelTable, LoadTable
 from dvn.kernel.state import NftTable
-from dvn.kernel.steps import NftChange
-from dvn.spec import Site, parse_site
+from dvn.kernel.steps import NftChange, Step, Writes
+from dvn.spec import Site
 from lab.hosts import Lab
-from tests.dvn.change_place import GOOD, TAP3, WITH_A_SERVICE, ChangePlace
+from tests.dvn.change_place import GOOD, TAP3, WITH_A_SERVICE, ChangePlace, site
 from tests.dvn.faults import (
     KINDS,
     MOST_PASSES,
@@ -55,10 +55,6 @@ def place() -> Iterator[ChangePlace]:
         made = ChangePlace(lab)
         made.gw.script(FOREIGN)
         yield made
-
-
-def site(text: str) -> Site:
-    return parse_site(located.loads(text))
 
 
 CHANGES = {
@@ -119,63 +115,61 @@ def test_any_call_to_the_kernel_may_fail_once(
     record_property("worst_passes", max(worst))
 
 
-KILLS = """
-import json, os, signal, sys
-from dvn import located
-from dvn.engine import Engine
-from dvn.kernel.linux import LinuxKernel
-from dvn.spec import parse_site
-
 class Dies(LinuxKernel):
-    def carry_out(self, steps):
+    """Is killed in front of a step."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self._left = left
+
+    def carry_out(self, steps: Sequence[Step]) -> Writes:
         for number, step in enumerate(steps):
-            if number == left:
+            if number == self._left:
                 os.kill(os.getpid(), signal.SIGKILL)
             super().carry_out([step])
+        return Writes()
 
-def state():
-    found = Engine().show("cnaf")
-    parts = (found.links, found.ports, found.addresses, found.things)
-    tables = [(t.family, sorted(map(repr, t.chains)), sorted((s.name, *map(str, sorted(s.elements)))
-              for s in t.sets)) for t in found.tables]
-    return [sorted(map(repr, part)) for part in parts] + [sorted(map(repr, tables))]
 
-first, second = (parse_site(located.loads(text)) for text in json.loads(sys.argv[1]))
-stride, done = int(sys.argv[2]), 0
-Engine().apply(first)
-steps = len(Engine().plan(second).steps)
-Engine().apply(second)
-wanted = state()
-for left in range(0, steps, stride):
-    Engine().apply(first)
-    child = os.fork()
-    if child == 0:
-        Engine(Dies()).apply(second)
-        os._exit(3)
-    status = os.waitpid(child, 0)[1]
-    assert os.WTERMSIG(status) == signal.SIGKILL, status
-    Engine().apply(second)
-    assert Engine().plan(second).steps == ()
-    assert state() == wanted, left
-    done += 1
-print(json.dumps([steps, done]))
-"""
+def everything(engine: Engine) -> object:
+    """Without the order in which it came to be."""
+    state = engine.show("cnaf")
+    tables = frozenset((t.family, frozenset(t.sets), frozenset(t.chains)) for t in state.tables)
+    parts = (state.links, state.ports, state.addresses, state.things)
+    return (tables, *(frozenset(part) for part in parts))
 
 
 @pytest.mark.parametrize(
     "stride", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize(
-    "texts", [("site: cnaf", GOOD), (GOOD, "site: cnaf")], ids=["the first", "the last"]
-)
+@pytest.mark.parametrize("name", ["the first", "the last"])
 def test_killed_between_two_steps_a_restart_finishes_it(
-    place: ChangePlace, texts: tuple[str, str], stride: int
+    place: ChangePlace, name: str, stride: int
 ) -> None:
     before = place.gw.script(THEIRS).stdout
-    done = place.python(KILLS, json.dumps(texts), str(stride))
-    assert done.returncode == 0, done.stderr
-    steps, kills = json.loads(done.stdout)
-    assert kills == len(range(0, steps, stride))
+    first, second = CHANGES[name]
+
+    def prepare() -> tuple[int, object]:
+        with closing(LinuxKernel()) as kernel:
+            Engine(kernel).apply(first)
+            steps = len(Engine(kernel).plan(second).steps)
+            Engine(kernel).apply(second)
+            wanted = everything(Engine(kernel))
+            Engine(kernel).apply(first)
+        return steps, wanted
+
+    def restarted() -> object:
+        with closing(LinuxKernel()) as kernel:
+            Engine(kernel).apply(second)
+            assert Engine(kernel).plan(second).steps == ()
+            found = everything(Engine(kernel))
+            Engine(kernel).apply(first)
+        return found
+
+    steps, wanted = place.gw.inside(prepare)
+    for left in range(0, steps, stride):
+        child = place.child(partial(Engine(Dies(left)).apply, second))
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert place.gw.inside(restarted) == wanted, left
     assert place.gw.script(THEIRS).stdout == before
 
 
