@@ -210,6 +210,8 @@ class _Run(Reader):
             case Meta("mark"):
                 subject.packet = replace(subject.packet, mark=number)
                 self._changed(f"mark {number:#x}")
+            case Ct("zone", _) if subject.connection.zone or subject.connection.begun:
+                return  # the first to say counts (net/netfilter/nft_ct.c, nft_ct_set_zone_eval)
             case Ct("zone", direction):
                 subject.connection.zone, subject.connection.zone_of = number, direction
                 self._changed(f"conntrack zone {number}")
