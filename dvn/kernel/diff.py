@@ -15,7 +15,6 @@ from dvn.kernel.steps import (
     AddAddress,
     AddLink,
     Change,
-    CutConnections,
     DelAddress,
     DelLink,
     DelThing,
@@ -28,7 +27,7 @@ from dvn.kernel.steps import (
     Step,
 )
 from dvn.kernel.things import Thing
-from dvn.nat.stale import stale
+from dvn.nat.debts import Debts, without_debts
 
 # All others, the tunnels, after them.
 _KIND_ORDER = {"vrf": 0, "bridge": 1, "ifb": 1, "vlan": 2, "wireguard": 2}
@@ -38,7 +37,10 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
     """The steps from `observed` to `desired`; none if they mean the same."""
     early = _in_the_way(observed, desired)
     kept = {name: link for name, link in observed.by_name.items() if name not in early}
-    closing, opening = nftdiff.changes(observed.tables, desired.tables)
+    closing, opening = nftdiff.changes(without_debts(observed.tables), desired.tables)
+    debts = Debts(observed, desired)
+    closing = debts.noted(closing)
+    opening = debts.noted(opening)
     wanted = sorted(desired.links, key=_creation_order)
     steps: list[Step] = [DelLink(link) for link in sorted(early.values(), key=_removal_order)]
     if closing:
@@ -66,11 +68,7 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
     if opening:
         steps.append(opening)
     # The rules first: what is cut must not be able to come back by the old ones.
-    if steps:
-        flows = stale(observed, desired)
-        if flows:
-            steps.append(CutConnections(flows))
-    return Plan(tuple(steps))
+    return Plan((*steps, *debts.paid()))
 
 
 def _creation_order(link: Link) -> tuple[int, str]:

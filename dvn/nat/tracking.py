@@ -30,8 +30,10 @@ from dvn.kernel.state import (
     NftRule,
     NftSet,
     NftTable,
+    merge,
     table_name,
 )
+from dvn.nat.debts import DEBTS
 from dvn.nat.routers import by_mark
 from dvn.passes import Context, NetworkOf, Pass
 
@@ -125,7 +127,8 @@ _GROWN: tuple[tuple[str, tuple[str, ...], str, bool, str], ...] = (
 
 
 def _frame(context: Context) -> KernelState:
-    return _state(context, {}, *_CHAINS)
+    debts = NftTable("inet", table_name(context.site.site), (DEBTS,))
+    return merge([_state(context, {}, *_CHAINS), KernelState(tables=(debts,))])
 
 
 def _network(context: Context, owned: NetworkOf) -> KernelState:

@@ -240,6 +240,29 @@ def test_a_plan_cuts_nothing_of_networks_that_stay_as_they_are(first: Site, seco
     ), "a number that was somebody's before has none of his connections"
 
 
+def test_a_kill_before_the_cut_leaves_a_note() -> None:
+    """The rules are changed, the connections not yet cut: the next start finds that in the kernel
+    and does it, and then owes nothing."""
+    kernel = a_kernel()
+    content = twins.site()
+    Engine(kernel).apply(site_from_json(content))
+    content["tenants"]["red"]["policy"] = []
+    changed_ = site_from_json(content)
+    for step in Engine(kernel).plan(changed_).steps:
+        if isinstance(step, CutConnections):
+            break
+        kernel.perform(step)
+    else:
+        pytest.fail("nothing was to be cut")
+    again = Engine(kernel).apply(changed_)
+    assert f"- connections of mark {RED:#x}" in again.steps
+    assert Engine(kernel).plan(changed_).steps == ()
+    # The control: without the kill there is nothing left to do.
+    kernel.done.clear()
+    Engine(kernel).apply(changed_)
+    assert kernel.done == []
+
+
 @pytest.mark.parametrize(
     ("flows", "fits"),
     [
