@@ -45,7 +45,8 @@ def _of(net: Net) -> frozenset[str]:
 def _same(where: Vantage, kind: Kind, version: int) -> tuple[Send, frozenset[str], str]:
     """The control: the same protocol to where this network may go."""
     place, target, words = where.control_elsewhere(version)
-    if kind in UNTRACKED or (kind not in PORTED and where.name != where.net.machines[0]):
+    first = next(net for net in NETS if net.nat4 == where.net.nat4).machines[0]
+    if kind in UNTRACKED or (kind not in PORTED and where.name != first):
         place, target, words = where.neighbour(version)
     own = where.address(version)
     mac = where.net.mac if place == "web" else NICS[place].mac
