@@ -287,6 +287,73 @@ def _slipstream() -> Iterator[Draft]:
             )  # fmt: skip
 
 
+# -- the same addresses twice ---------------------------------------------------------------------
+
+
+def _overlap() -> Iterator[Draft]:
+    """Two networks with the same addresses, inside and outside: neither gets the other's."""
+    for net in _NATTED:
+        for twin in (each for each in NETS if each.number == net.number and each != net):
+            victim, double = _victim(net), _victim(twin)
+            ports = {net.full: UDP_SERVICE, twin.full: UDP_SERVICE + 1}
+            there = frozenset({*twin.machines, twin.inside})
+
+            def opens(of: Vantage, ports: dict[str, int] = ports) -> Send:
+                quiet = bound(
+                    lambda tag, ip4, port: udp(ip4, WEB4, Tag(_QUIET, tag.port), port=port),
+                    ip4=of.ip4,
+                    port=ports[of.net.full],
+                )
+                return of.send(of.through_gateway(quiet), Phase.SETUP, Role.NONE)
+
+            def reply(tag: Tag, net: Net = net, port: int = ports[net.full]) -> Packet:
+                packet = IP(src=WEB4, dst=net.nat4) / UDP(sport=port, dport=tag.port)
+                return _from_web(packet / Raw(tag.data))
+
+            yield Draft(
+                f"{net.full}'s answers to {twin.full}", 4, "web",
+                (opens(victim), opens(double), Send("web", reply),
+                 Send("web", reply, Phase.AFTER, Role.CONTROL)),
+                there, "they arrive where they belong", frozenset({victim.name}),
+            )  # fmt: skip
+            first = at_port(net.machines[0])
+            for version in (4, 6):
+                own, to = first.address(version), victim.address(version)
+
+                def speak(
+                    tag: Tag, own: str = own, to: str = to, first: Vantage = first,
+                    mac: str = victim.mac,
+                ) -> Packet:  # fmt: skip
+                    return ether(first.mac, mac, udp(own, to, tag))
+
+                def ask(tag: Tag, own: str = own, to: str = to, first: Vantage = first) -> Packet:
+                    return ether(first.mac, first.net.mac, udp(own, to, tag))
+
+                yield Draft(
+                    f"{net.full}'s own to {twin.full} IPv{version}", version, first.name,
+                    (first.send(speak), first.send(ask), first.control(speak)),
+                    there, "they arrive where they belong", frozenset({victim.name}),
+                )  # fmt: skip
+                place, target, words = victim.control_elsewhere(version)
+
+                def same(
+                    tag: Tag, of: Vantage, target: str = target, data: bytes = b"",
+                    version: int = version,
+                ) -> Packet:  # fmt: skip
+                    packet = udp(of.address(version), target, Tag(data or tag.data, tag.port))
+                    return ether(of.mac, of.net.mac, packet)
+
+                yield Draft(
+                    f"{twin.full} speaks like {net.full} IPv{version}", version, double.name,
+                    (
+                        double.send(bound(same, of=double, data=_QUIET), Phase.SETUP, Role.NONE),
+                        double.send(bound(same, of=double, data=_QUIET)),
+                        victim.send(bound(same, of=victim), Phase.AFTER, Role.CONTROL),
+                    ),
+                    frozenset(), words, frozenset({place}),
+                )  # fmt: skip
+
+
 # -- using it up ----------------------------------------------------------------------------------
 
 FLOOD = 1000  # flows of one flood; all floods of a run come together
@@ -327,6 +394,8 @@ ATTACKS = (
     Attack("blind-injection", "guesses its way into a TCP connection", "RFC 5961; CVE-2004-0230",
            _windows),
     Attack("exhaustion", "uses up the NAT's flows", "RFC 4732, 2.2; CWE-770", _exhaustion),
+    Attack("overlap", "has the same addresses as another network", "RFC 4364, 4.1; CWE-653",
+           _overlap),
     Attack("untranslated", "leaves the NAT with an inside address", "RFC 5382, REQ-10; CWE-200",
            _untranslated),
     Attack("slipstreaming", "has a helper open a port by what the victim says",

@@ -145,7 +145,8 @@ def at_port(machine: str) -> Vantage:
 
 
 def others(net: Net) -> tuple[Net, ...]:
-    return tuple(each for each in NETS if each != net)
+    """Networks with other addresses: to its twin's no network can even speak."""
+    return tuple(each for each in NETS if each.number != net.number)
 
 
 def site_address(version: int) -> str:
