@@ -218,7 +218,8 @@ def test_every_attack_is_blocked_on_the_plan_and_every_control_passes() -> None:
     [
         # "no network reaches another" is not here: routing tables of their own keep networks apart
         # without it, too.
-        ("closed by default", "into-a-network"),
+        ("leaving: closed by default", "closed-to-site"),
+        ("entering: closed by default", "into-a-network"),
         ("the gateway's own services are closed", "gateway-service"),
         ("an address of the inside, from outside", "inside-source"),
         ("forwarding here was switched on for the networks alone", "transit"),

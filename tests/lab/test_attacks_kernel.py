@@ -43,7 +43,7 @@ def test_every_attack_is_blocked_and_every_control_passes(
 
 
 BROKEN = {
-    "no network reaches another": "tenant-to-tenant",
+    "leaving: closed by default": "closed-to-site",
     "the gateway's own services are closed": "gateway-service",
     "STP, LLDP and other link-local multicast": "link-only",
 }
