@@ -47,6 +47,7 @@ def test_states_that_differ_are_told() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.long  # thousands of devices hold up every other test on the same kernel
 @pytest.mark.timeout(300)
 def test_it_runs_and_gives_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"

@@ -144,6 +144,7 @@ def test_nothing_leaves_wireguard_unencrypted(pair: Pair) -> None:
     assert pair.pings(), "the control: repaired, it passes again"
 
 
+@pytest.mark.long
 def test_what_is_not_in_wireguard_is_not_let_in(pair: Pair) -> None:
     """GRE with the right inner addresses and key, beside WireGuard: from the next host."""
     put_before(pair, "masquerade")
@@ -252,6 +253,7 @@ WHERE: dict[Translation, Mapping[str, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("before_a", "before_b", "block", "right"), SITUATIONS)
 def test_auto_picks_what_the_path_lets_through(
     pair: Pair,
