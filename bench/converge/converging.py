@@ -81,6 +81,7 @@ def _reads(site: Site) -> float:
     for argv in (
         ("ip", "-j", "link"),
         ("ip", "-j", "address"),
+        ("ip", "-j", "rule"),
         ("nft", "-j", "list", "table", "inet", name),
         ("nft", "-j", "list", "table", "bridge", name),
     ):

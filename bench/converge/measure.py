@@ -38,11 +38,10 @@ class Wanted:
 
 def measure(wanted: Wanted) -> dict[str, Any]:
     missing = missing_features()
-    if "gretap" in missing:
-        standin.stand_in()
+    standin.stand_in(missing)
     figures: dict[str, Any] = {
         "kernel": platform.release(),
-        "stand_in": "vxlan for gretap" if standin.is_stand_in() else "",
+        "stand_in": standin.stands_in(),
         "missing_here": list(missing),
         "sizes": list(wanted.sizes),
         "runs": wanted.runs,

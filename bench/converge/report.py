@@ -32,7 +32,8 @@ def show(figures: dict[str, Any]) -> None:
         f"{figures['seconds']} s in all"
     )
     if figures["stand_in"]:
-        console.print(f"[bold]Stand-in on this kernel: {figures['stand_in']}[/bold]")
+        words = ", ".join(f"{by} for {name}" for name, by in figures["stand_in"].items())
+        console.print(f"[bold]Stand-ins on this kernel: {words}[/bold]")
     table = Table("figure", "what", "measured", "wanted", "")
     for name, what, sign, bound in TARGETS:
         if name not in figures:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.converge.content import make_site
-from bench.converge.standin import is_stand_in
+from bench.converge.standin import stands_in
 from dvn.agent_client import AgentClient, AgentUnavailable
 from dvn.spec import Port, Site
 
@@ -25,13 +25,14 @@ _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUPS = (1, 5, 7, 8, 9, 11, 19)  # RTNLGRP_* of links, addresses, routes, rules
 _PING_S = 0.02
+_FIRST = 9
 
 
 def restart(count: int) -> dict[str, Any]:
-    """Kill the agent of `count` networks while a machine in one of them is answered, start it
+    """Kill the agent of `count` networks while a machine in one of them talks to another, start it
     again, and have it apply the site once more."""
-    site = _with_port(make_site(count))
-    with _machine() as machine:
+    site = _with_ports(make_site(count))
+    with _machine(0) as machine, _machine(1):
         with _agent():
             _applied(site)
             answered = _ping(machine)
@@ -52,26 +53,27 @@ def restart(count: int) -> dict[str, Any]:
     }
 
 
-def _with_port(site: Site) -> Site:
+def _with_ports(site: Site) -> Site:
     tenant = site.tenants["t0"]
-    network = tenant.networks["n0"].model_copy(update={"ports": (Port(interface="tap0"),)})
+    ports = (Port(interface="tap0"), Port(interface="tap1"))
+    network = tenant.networks["n0"].model_copy(update={"ports": ports})
     moved = tenant.model_copy(update={"networks": {**tenant.networks, "n0": network}})
     return site.model_copy(update={"tenants": {**site.tenants, "t0": moved}})
 
 
 @contextmanager
-def _machine() -> Iterator[int]:
-    """A machine behind `tap0`, in a namespace of its own; its process."""
+def _machine(number: int) -> Iterator[int]:
+    """A machine behind `tapN`, in a namespace of its own; its process."""
     holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
     try:
         own = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{holder.pid}/ns/net").readlink() == own:
             time.sleep(0.01)
         subprocess.run(
-            ["ip", "link", "add", "tap0", "type", "veth", "peer", "name", "eth0",
+            ["ip", "link", "add", f"tap{number}", "type", "veth", "peer", "name", "eth0",
              "netns", str(holder.pid)], check=True,
         )  # fmt: skip
-        lines = "link set eth0 up\naddress add 10.0.0.9/24 dev eth0\n"
+        lines = f"link set eth0 up\naddress add 10.0.0.{_FIRST + number}/24 dev eth0\n"
         subprocess.run([*_in(holder.pid), "ip", "-batch", "-"], input=lines, text=True, check=True)
         yield holder.pid
     finally:
@@ -84,7 +86,7 @@ def _in(pid: int) -> list[str]:
 
 
 def _ping(machine: int) -> subprocess.Popen[str]:
-    argv = [*_in(machine), "ping", "-n", "-q", "-i", str(_PING_S), "10.0.0.1"]
+    argv = [*_in(machine), "ping", "-n", "-q", "-i", str(_PING_S), f"10.0.0.{_FIRST + 1}"]
     # The first answer shows that it works at all: an isolated machine would lose everything.
     subprocess.run([*argv[:-1], "-c", "1", "-W", "30", argv[-1]], check=True, capture_output=True)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
@@ -101,8 +103,9 @@ def _answered(ping: subprocess.Popen[str]) -> tuple[int, int]:
 
 @contextmanager
 def _agent() -> Iterator[subprocess.Popen[bytes]]:
-    module = "bench.converge.standin" if is_stand_in() else "dvn.agent"
-    process = subprocess.Popen([sys.executable, "-m", module, "--socket", str(_SOCKET)])
+    module = "bench.converge.standin" if stands_in() else "dvn.agent"
+    argv = [sys.executable, "-m", module, "--socket", str(_SOCKET)]
+    process = subprocess.Popen([*argv, *([",".join(stands_in())] if stands_in() else [])])
     try:
         yield process
     finally:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.converge.standin import words_of
+from bench.converge.standin import master_of, words_of
 from dvn.kernel import nftdiff
-from dvn.kernel.state import LINK_GROUP, Bridge, Gretap, KernelState, Link, Vrf
+from dvn.kernel.state import LINK_GROUP, Bridge, KernelState, Link
 from dvn.kernel.things import Thing
-from dvn.nat.things import ROUTE_PROTOCOL, Route, Rule
+from dvn.nat.things import MAIN_TABLE, ROUTE_PROTOCOL, Route, Rule
 
 _ORDER = {"vrf": 0, "bridge": 1, "gretap": 2}
 
@@ -31,46 +31,29 @@ def script_of(state: KernelState) -> Script:
 
 
 def _link(link: Link) -> Iterator[str]:
-    group = f"group {LINK_GROUP}"
-    settings = f"alias {link.alias} addrgenmode none"
-    master = f" master {link.master}" if link.master else ""
-    match link.params:
-        case Bridge():
-            # Its MTU is its own only when it was changed (dvn/kernel/rtnl.py says why).
-            yield (
-                f"link add {link.name} address {link.mac} mtu {link.mtu - 1} {group} type bridge "
-                "forward_delay 0 stp_state 0 mcast_snooping 0"
-            )
-            yield f"link set dev {link.name} {settings} mtu {link.mtu}{master}"
-        case Gretap() as tunnel:
-            yield f"link add {link.name} mtu {link.mtu} {group}{master} {words_of(tunnel)}"
-            yield f"link set dev {link.name} {settings}"
-        case Vrf(table):
-            yield f"link add {link.name} mtu {link.mtu} {group} type vrf table {table}"
-            yield f"link set dev {link.name} {settings}"
-        case _:
-            raise TypeError(f"no ip command for {link.params}")
+    master = f" master {master_of(link)}" if master_of(link) else ""
+    # A bridge's MTU is its own only when it was changed (dvn/kernel/rtnl.py says why).
+    bridge = isinstance(link.params, Bridge)
+    mac = f" address {link.mac}" if link.mac else ""
+    yield (
+        f"link add {link.name}{mac} mtu {link.mtu - bridge} group {LINK_GROUP}{master} "
+        f"{words_of(link.params)}"
+    )
+    changed = f" mtu {link.mtu}" if bridge else ""
+    yield f"link set dev {link.name} alias {link.alias} addrgenmode none{changed}"
     # Not in the same message: it would go up before its address generation is off.
     yield f"link set dev {link.name} up"
 
 
 def _thing(thing: Thing) -> str:
     match thing:
-        case Route():
-            return (
-                f"route add {thing.prefix} dev {thing.on} table {thing.table} "
-                f"proto {ROUTE_PROTOCOL}"
-            )
-        case Rule():
-            # In a batch the family of a rule is that of its source.
-            every = "0.0.0.0/0" if thing.version == 4 else "::/0"
-            no = "not " if thing.inverted else ""
-            mark = f" fwmark {thing.mark:#x}/{thing.mask:#x}" if thing.mask else ""
-            what = {"table": f"lookup {thing.target}", "goto": f"goto {thing.target}"}
-            return (
-                f"rule add {no}from {every} pref {thing.preference}{mark} "
-                f"{what.get(thing.action, thing.action)} "
-                f"protocol {ROUTE_PROTOCOL}"
-            )
+        case Route(table, prefix, on):
+            name = "main" if table == MAIN_TABLE else str(table)
+            return f"route add {prefix} dev {on} table {name} protocol {ROUTE_PROTOCOL}"
+        case Rule(4, preference, mark, mask, action, target, inverted):
+            marked = f" fwmark {mark:#x}/{mask:#x}" if mask else ""
+            words = {"table": f"lookup {target}", "goto": f"goto {target}"}.get(action, action)
+            no = " not" if inverted else ""
+            return f"rule add{no}{marked} pref {preference} {words} protocol {ROUTE_PROTOCOL}"
         case _:
             raise TypeError(f"no ip command for {thing}")

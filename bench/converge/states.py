@@ -32,10 +32,17 @@ def state_here() -> dict[str, Any]:
         for a in link.get("addr_info", ())
         if not (_set_up(link) and a["local"].startswith("fe80:")) and link.get("ifname") != "lo"
     ]
+    routing = [
+        _plain(row)
+        for argv in (("ip", "-j", "rule"), ("ip", "-j", "route", "list", "table", "all"))
+        for row in _read(*argv)
+        if row.get("protocol") != "kernel"
+    ]
     rules = [_plain(rule) for rule in _read("nft", "-j", "list", "ruleset")["nftables"]]
     return {
         "links": sorted(map(_text, links)),
         "addresses": sorted(map(_text, addresses)),
+        "routing": sorted(map(_text, routing)),
         "nft": sorted(_text(_sorted(rule)) for rule in rules if "metainfo" not in rule),
     }
 
