@@ -31,6 +31,7 @@ from dvn.nat.debts import Debts, without_debts
 
 # All others, the tunnels, after them.
 _KIND_ORDER = {"vrf": 0, "bridge": 1, "ifb": 1, "vlan": 2, "wireguard": 2}
+_TUNNELS = 3  # the rest: GRE may run through WireGuard
 
 
 def diff(observed: KernelState, desired: KernelState) -> Plan:
@@ -72,11 +73,11 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
 
 
 def _creation_order(link: Link) -> tuple[int, str]:
-    return (_KIND_ORDER.get(link.params.kind, 2), link.name)
+    return (_KIND_ORDER.get(link.params.kind, _TUNNELS), link.name)
 
 
 def _removal_order(link: Link) -> tuple[int, str]:
-    return (-_KIND_ORDER.get(link.params.kind, 2), link.name)
+    return (-_KIND_ORDER.get(link.params.kind, _TUNNELS), link.name)
 
 
 def _in_the_way(observed: KernelState, desired: KernelState) -> dict[str, Link]:
