@@ -157,7 +157,10 @@ def passes(sender: socket.socket, receiver: socket.socket, data: bytes = b"still
     """Whether what one end of a connection sends arrives at the other, soon."""
     try:
         sender.sendall(data)
-    except ConnectionResetError:  # the far end was told that it is no connection any more
+    except (
+        ConnectionResetError,
+        BrokenPipeError,
+    ):  # the far end was told that it is no connection any more
         return False
     return arrives(lambda: receiver.recv(len(data))) == data
 
