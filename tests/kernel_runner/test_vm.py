@@ -234,7 +234,13 @@ def _cli(*words: str, **streams: int) -> subprocess.Popen[bytes]:
         stdout=streams.get("stdout", subprocess.PIPE),
         stderr=streams.get("stderr", subprocess.PIPE),
         start_new_session=streams.get("session", 0) == 1,
+        # A shell starts what runs in its background with Ctrl-C ignored, the test run perhaps, too.
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 - it only sets a signal
     )
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_reaches_the_command(tmp_path: Path) -> None:
