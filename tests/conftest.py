@@ -42,8 +42,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=why))
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: runs with --long"))
-        if item.get_closest_marker("kernel") and not item.get_closest_marker("xdist_group"):
-            # By file, as --dist loadfile would: what a module has set up is set up once.
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    # The longest first, so that the other workers' tests run beside it and not before it.
-    items.sort(key=lambda item: item.get_closest_marker("whole") is None)
