@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from lab.process import wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RUN = CHECKOUT / "run"
@@ -142,17 +145,54 @@ def test_any_failing_part_fails_the_test_run(tmp_path: Path, fails: str, status:
     done = _with_functions(f"python={_shim(tmp_path, fails)}; test_all")
     assert done.returncode == status, done.stderr
     log = (tmp_path / "log").read_text()
-    assert "-m pytest -n auto" in log
-    assert "lab.kernel -- " in log  # the later part runs also when the earlier failed
+    assert "-m pytest -n " in log
+    for part in ("kernel and not whole", "whole"):  # a lane runs also when another failed
+        assert re.search(rf"lab\.kernel --cpus 2 -- \S+ inside {part} ", log), log
+
+
+def test_one_after_another_where_that_is_asked_for(tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    log = tmp_path / "log"
+    shim.write_text(
+        f'#!/bin/sh\necho "+ $@" >> {log}\n/bin/sleep 0.05\necho "- $@" >> {log}\nexit 0\n'
+    )
+    shim.chmod(0o755)
+    done = _with_functions(f"DVN_TEST_WORKERS=1; python={shim}; test_all")
+    assert done.returncode == 0, done.stderr
+    lines = log.read_text().splitlines()
+    assert [line[0] for line in lines] == ["+", "-"] * (len(lines) // 2)
+    assert any("-m pytest -n auto" in line for line in lines)
+    assert not any("--cpus" in line for line in lines)
+
+
+def test_an_interrupted_run_leaves_no_lane_behind(tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec /bin/sleep 1000\n")
+    shim.chmod(0o755)
+    started = subprocess.Popen(
+        ["bash", "-c", f"source {RUN}; python={shim}; compile_ours() {{ :; }}; test_all"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def pids() -> list[int]:
+        written = tmp_path / "pids"
+        return [int(pid) for pid in written.read_text().split()] if written.exists() else []
+
+    wait_for(lambda: len(pids()) == 3, 20, what="all three lanes at work")
+    started.terminate()
+    assert started.wait(20) == 143
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids()), 20, what="their end")
 
 
 def test_long_and_marks_reach_both_parts(tmp_path: Path) -> None:
     _with_functions(f"python={_shim(tmp_path, 'nothing')}; test_all --long -m 'whole or x' -k some")
     log = (tmp_path / "log").read_text().splitlines()
-    assert log[0].startswith("-m pytest")
-    assert "-m not kernel and not whole  and (whole or x) --long -k some" in log[0]
-    (inside,) = [line for line in log if "lab.kernel" in line]
-    assert inside.count("--long -k some") == 2
+    (pure,) = [line for line in log if "-m pytest -n " in line]
+    assert "-m not kernel and not whole  and (whole or x) --long -k some" in pure
+    inside = [line for line in log if "lab.kernel" in line]
+    assert [line.count("--long -k some") for line in inside] == [1, 1]
     assert not any("not long" in line or "ruff" in line for line in log)
 
 
