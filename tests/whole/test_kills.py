@@ -1,8 +1,8 @@
-"""SIGKILL at twenty seeded moments across bursts: no job lost or run twice, nothing left.
+"""SIGKILL at seeded moments across bursts: no job lost or run twice, nothing left.
 
-The moments are seeded: half of them in time since the daemon's process began, half since its
-loops did. So some fall into its start, some into the launch, the join, the run and the return of
-machines. Whenever the flash of the moment has ended, the next one is submitted, so that every kill
+Half of the moments are told in time since the daemon's process began: they fall into its start.
+The other half come a while after a lease was seen alive: into the launch, the join, the run and
+the return of machines. Before the queue runs dry the next flash is submitted, so that every kill
 finds work going on.
 """
 
@@ -20,15 +20,18 @@ from lab.scenarios.story import Story
 
 pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("whole"), pytest.mark.timeout(900)]
 
-KILLS = 20
 SEED = 2012
 FLASH = 8
+ENDED = {"gone", "failed"}
 
 
-def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story: Story) -> None:
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_any_moment_every_job_runs_once_and_nothing_is_left(
+    story: Story, kills: int
+) -> None:
     moments = random.Random(SEED)
     flashes: list[tuple[int, list[str]]] = []
-    tasks = work.flash(FLASH, size=50_000)
+    tasks = work.flash(FLASH, size=120_000)
     right = work.expected(tasks)
     seen_states: set[str] = set()
 
@@ -42,22 +45,26 @@ def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story:
     def begun(before: int) -> bool:
         return starts() > before
 
+    def alive() -> set[str]:
+        return {lease["state"] for lease in story.leases()} - ENDED
+
     first_directory = story.directories
     submit()
-    for kill in range(KILLS):
+    for kill in range(kills):
         seen = starts()
         story.start_daemon(wait=False)
-        # Half of the kills come while the daemon starts, half while its loops work.
-        within_start = kill % 2 == 1
-        limit = moments.uniform(0.1, 3) if within_start else moments.uniform(0.5, 7)
-        if not within_start:
+        if kill % 2:
+            limit = moments.uniform(0.1, 3)
+        else:
             wait_for(partial(begun, seen), 90, what="the daemon's loops", interval=0.2)
+            wait_for(alive, 90, what="a lease", interval=0.2)
+            limit = moments.uniform(0, 8)
         with pytest.raises(subprocess.TimeoutExpired):  # else it ended by itself: a defect
             story.daemon.wait(limit)
-        seen_states |= {lease["state"] for lease in story.leases()}
+        seen_states |= alive()
         story.kill_daemon()
         ended = story.finished()
-        if all(job in ended for job in flashes[-1][1]):
+        if sum(job not in ended for job in flashes[-1][1]) <= FLASH // 2:
             submit()
     story.start_daemon()
     everything = [job for _, ids in flashes for job in ids]
@@ -82,4 +89,4 @@ def test_killed_at_twenty_moments_every_job_runs_once_and_nothing_is_left(story:
     # Positive control: the kills fell into bursts, not into idleness.
     launched = [lease for lease in story.leases() if lease["machine"]]
     assert launched, "no machine was ever rented: the kills met nothing"
-    assert seen_states & {"requested", "booting", "tunnelled", "joined", "draining"}, seen_states
+    assert len(seen_states) > 1, f"the kills met only leases that were {seen_states}"
