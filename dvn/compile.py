@@ -78,13 +78,18 @@ def compile_site(site: Site, host: Host, *, lenient: bool = False) -> Compiled:
     missing, or something foreign has one of our names. `lenient` is for a daemon's loop: a port or
     uplink that is not there *now*, such as the tap of a VM that is off, is left out with a note.
     """
+    context, notes = checked(site, host, lenient=lenient)
+    state = merge([*frames_of(context), *parts_of(context)])
+    return Compiled(marked(state, site.site), notes, context)
+
+
+def checked(site: Site, host: Host, *, lenient: bool = False) -> tuple[Context, tuple[str, ...]]:
+    """What the passes look at, of a site that the host can hold, and notes. Raises as
+    compile_site does."""
     problems, notes = host_problems(site, host)
     if problems or (notes and not lenient):
         raise SpecError([*problems, *notes])
-    context = context_of(site, host)
-    state = merge([*frames_of(context), *parts_of(context)])
-    told = (*(str(note) for note in notes), *waiting(site, host))
-    return Compiled(marked(state, site.site), told, context)
+    return context_of(site, host), (*(str(note) for note in notes), *waiting(site, host))
 
 
 def context_of(site: Site, host: Host, before: Context | None = None) -> Context:

@@ -6,21 +6,23 @@ Level-triggered: each call looks at the whole kernel, compares, and acts on the 
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from dvn import probe as probing
 from dvn.change.memory import SwitchMemory
-from dvn.compile import compile_site
+from dvn.compile import checked, compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.driver import Kernel, KernelError, StepError
 from dvn.kernel.linux import LinuxKernel
 from dvn.kernel.nftcommands import DelTable, FlushChain
 from dvn.kernel.state import Host, KernelState, NftTable, Sysctl, View
 from dvn.kernel.steps import DelLink, NftChange, Plan, Step, Writes
-from dvn.known import Change, Known, NotByParts
+from dvn.known import Change, Growth, Known, NotByParts
 from dvn.passes import Context
 from dvn.spec import Site
 from dvn.status import Applied, Dropped, Passed, Probe, TunnelStatus
@@ -28,6 +30,7 @@ from dvn.tunnels import dynamic, paths
 from dvn.tunnels.secrets import read_secrets
 from dvn.vlans import forwarding
 
+_ROW = 100
 _LOOK_S = 60.0  # after which a change is an occasion to look at everything again
 # Settings that we, or an operator, may have given to a link of ours.
 _LINK_SETTINGS = tuple(
@@ -77,11 +80,13 @@ class Engine:
         lenient: bool = False,
         memory: SwitchMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
+        row: int = _ROW,
     ) -> None:
         self._kernel: Kernel = kernel or LinuxKernel()
         self._lenient = lenient
         self._memory = memory
         self._clock = clock
+        self._row = row  # networks that are made together where there are none yet
         self._known: Known | None = None
         self._looked = 0.0  # when all was looked at, by the clock
 
@@ -105,7 +110,14 @@ class Engine:
         """By a look at everything."""
         self._known = None
         looked = self._clock()
-        look = self._look(site, keep_dynamic)
+        view = self._kernel.look(site.site)
+        host = self._host(site, view)
+        if not keep_dynamic and self._from_nothing(site, view):
+            applied = self._apply_rows(site, view, host)
+            if applied is not None:
+                self._looked = looked
+                return applied
+        look = self._compared(site, view, host, keep_dynamic)
         plan = look.plan()
         writes, before = self._execute(site.site, plan, look)
         if plan:
@@ -114,6 +126,42 @@ class Engine:
         if not (keep_dynamic or look.notes) and look.context is not None:
             self._known, self._looked = Known(look.context), looked
         return _applied(plan, writes, look.notes)
+
+    def _from_nothing(self, site: Site, view: View) -> bool:
+        """Whether there is nothing yet of a site that is large."""
+        state = view.state
+        found = (*state.links, *state.ports, *state.addresses, *state.tables, *state.things)
+        remembered = self._recalled(site.site, state).tables
+        many = sum(len(tenant.networks) for tenant in site.tenants.values()) >= 2 * self._row
+        return many and not found and not any(s.elements for t in remembered for s in t.sets)
+
+    def _apply_rows(self, site: Site, view: View, host: Host) -> Applied | None:
+        """A large site from nothing, some networks at a time: while the kernel makes those, which
+        takes it longest, the next are compiled. None if it must be done otherwise."""
+        context, notes = checked(site, host, lenient=self._lenient)
+        if notes:
+            return None
+        growth = Growth(context, view.state)
+        switches = tuple(Sysctl(key, value) for key, value in host.sysctls.items())
+        before = replace(view.state, raised=frozenset(), sysctls=switches)
+        writes, lines = Writes(), list[str]()
+        doing: Future[Writes] | None = None
+        try:
+            with _attentive(), ThreadPoolExecutor(1, "kernel") as kernel:
+                for plan in growth.plans(self._row):
+                    if doing:
+                        writes += doing.result()
+                    doing = kernel.submit(self._kernel.carry_out, plan.steps)
+                    lines += plan.lines()
+                desired = growth.state()
+                writes += doing.result() if doing else Writes()
+        except StepError as error:
+            undone, how = self._undo(site.site, before, growth.state())
+            raise ApplyError(f"{_short(error.step)}: {error}; {how}", undone=undone) from error
+        self._verify(site.site, _Look(view.state, desired), before)
+        self._remember(site.site, desired.tables)
+        self._known = Known(context, growth.held)
+        return replace(_applied(Plan(), writes, ()), steps=tuple(lines))
 
     def _apply_parts(self, site: Site) -> Applied | None:
         """By the networks and tunnels that changed since the last apply, where the kernel has been
@@ -261,14 +309,20 @@ class Engine:
 
     def _look(self, site: Site, keep_dynamic: bool) -> _Look:
         view = self._kernel.look(site.site)
+        return self._compared(site, view, self._host(site, view), keep_dynamic)
+
+    def _host(self, site: Site, view: View) -> Host:
+        """All that compile may know of the host."""
         host = self._with_sysctls(view, forwarding.switches(site, view.host))
         known = paths.load(site.site)
-        host = replace(
+        return replace(
             host,
             secrets=read_secrets(site),
             paths={name: row.mtu for name, row in known.items() if row.mtu},
             chosen={name: row.transport for name, row in known.items() if row.transport},
         )
+
+    def _compared(self, site: Site, view: View, host: Host, keep_dynamic: bool) -> _Look:
         compiled = compile_site(site, host, lenient=self._lenient)
         back = forwarding.switched_back(
             self._recalled(site.site, view.state), compiled.state, _keys(view.others), host.sysctls
@@ -381,6 +435,18 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def _attentive() -> Iterator[None]:
+    """A thread that the kernel has answered goes on at once, and not after 5 ms of another's work:
+    it has the next for the kernel to do."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _keys(tables: Iterable[NftTable]) -> frozenset[str]:

@@ -100,9 +100,9 @@ class Change:
 class Known:
     """A site, and the state that it was compiled to and that the kernel is in."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, counted: Counter[Hashable] | None = None) -> None:
         self.context = context
-        self._counted: Counter[Hashable] | None = None
+        self._counted = counted
 
     @property
     def site(self) -> Site:
@@ -178,6 +178,47 @@ class Known:
     def _up(self, names: Iterable[str]) -> frozenset[str]:
         links = self.context.host.links
         return frozenset(name for name in names if name in links and links[name].up)
+
+
+class Growth:
+    """A site that is made from nothing, some networks at a time: the plans for the next are worked
+    out while the kernel is busy with the last."""
+
+    def __init__(self, context: Context, observed: KernelState) -> None:
+        self._context = context
+        host = context.host.sysctls.items()
+        self._there = replace(observed, sysctls=tuple(Sysctl(key, value) for key, value in host))
+        self._frames = list(frames_of(context))
+        self._parts: list[KernelState] = []
+        self.held: Counter[Hashable] = Counter()
+
+    def plans(self, row: int) -> Iterator[Plan]:
+        """The plan of each `row` networks with their tunnels, to be done one after the other."""
+        tunnels: dict[tuple[str, str], list[Tunnel]] = {}
+        for tunnel in self._context.site.tunnels():
+            tunnels.setdefault((tunnel.tenant, tunnel.network), []).append(tunnel)
+        networks = networks_of(self._context.site)
+        for start in range(0, len(networks), row):
+            some: list[NetworkOf | Tunnel] = []
+            for each in networks[start : start + row]:
+                some += [each, *tunnels.get((each.tenant, each.name), ())]
+            yield self._plan(list(parts_of(self._context, some)))
+
+    def _plan(self, parts: list[KernelState]) -> Plan:
+        name = self._context.site.site
+        come = _count(parts)
+        shared = _state_of((atom for atom in come if atom in self.held), self._frames)
+        before = self._there
+        if self._parts:
+            before = marked(merge([self._there, *self._frames, shared]), name)
+        after = marked(merge([*self._frames, shared, *parts]), name)
+        self.held.update(come)
+        self._parts += parts
+        return diff(before, after)
+
+    def state(self) -> KernelState:
+        """All of it, when it is done."""
+        return marked(merge([*self._frames, *self._parts]), self._context.site.site)
 
 
 def _by_parts(plan: Plan, before: KernelState, after: KernelState) -> None:

@@ -50,10 +50,11 @@ def _thing(thing: Thing) -> str:
         case Route(table, prefix, on):
             name = "main" if table == MAIN_TABLE else str(table)
             return f"route add {prefix} dev {on} table {name} protocol {ROUTE_PROTOCOL}"
-        case Rule(4, preference, mark, mask, action, target, inverted):
+        case Rule(version, preference, mark, mask, action, target, inverted):
             marked = f" fwmark {mark:#x}/{mask:#x}" if mask else ""
             words = {"table": f"lookup {target}", "goto": f"goto {target}"}.get(action, action)
-            no = " not" if inverted else ""
-            return f"rule add{no}{marked} pref {preference} {words} protocol {ROUTE_PROTOCOL}"
+            # In a batch the family of a rule is that of its source.
+            source = f"{' not' if inverted else ''} from {'0.0.0.0/0' if version == 4 else '::/0'}"
+            return f"rule add{source}{marked} pref {preference} {words} protocol {ROUTE_PROTOCOL}"
         case _:
             raise TypeError(f"no ip command for {thing}")

@@ -8,7 +8,7 @@ empty memory knows its own things by these, and touches nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -221,6 +221,14 @@ class NftSet:
 
     def key(self, element: Element) -> Element:
         return element[: len(self.type)]
+
+
+def grown(
+    frames: Mapping[str, NftSet], elements: Mapping[str, Collection[Element]]
+) -> tuple[NftSet, ...]:
+    """Of some sets by their names, those that get elements, and with them: what one network of
+    thousands adds."""
+    return tuple(frames[name].filled(frozenset(some)) for name, some in elements.items() if some)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ A connection has its network's mark; answers that must be routed by it get it as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from dvn.allocate import mark_of
 from dvn.kernel.state import (
@@ -30,6 +30,7 @@ from dvn.kernel.state import (
     NftRule,
     NftSet,
     NftTable,
+    grown,
     merge,
     table_name,
 )
@@ -124,11 +125,15 @@ _GROWN: tuple[tuple[str, tuple[str, ...], str, bool, str], ...] = (
     ("open_zones4", ("ipv4_addr",), "integer", True, "ip daddr : ct zone"),
     ("open_zones6", ("ipv6_addr",), "integer", True, "ip6 daddr : ct zone"),
 )
+_SETS = {
+    name: NftSet(name, key, data=data, interval=interval, typeof=words)
+    for name, key, data, interval, words in _GROWN
+}
 
 
 def _frame(context: Context) -> KernelState:
     debts = NftTable("inet", table_name(context.site.site), (DEBTS,))
-    return merge([_state(context, {}, *_CHAINS), KernelState(tables=(debts,))])
+    return merge([_state(context, _SETS.values(), _CHAINS), KernelState(tables=(debts,))])
 
 
 def _network(context: Context, owned: NetworkOf) -> KernelState:
@@ -145,17 +150,14 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
             elements[f"shared{prefix.version}"] = {(owned.bridge,)}
         if network.access == "open":
             elements.setdefault(f"open_zones{prefix.version}", set()).add((str(prefix), zone))
-    return _state(context, elements)
+    return _state(context, grown(_SETS, elements))
 
 
 def _state(
-    context: Context, elements: Mapping[str, set[Element]], *chains: NftChain
+    context: Context, sets: Iterable[NftSet], chains: tuple[NftChain, ...] = ()
 ) -> KernelState:
-    sets = tuple(
-        NftSet(name, key, frozenset(elements.get(name, ())), data, interval=interval, typeof=words)
-        for name, key, data, interval, words in _GROWN
-    )
-    return KernelState(tables=(NftTable("inet", table_name(context.site.site), sets, chains),))
+    name = table_name(context.site.site)
+    return KernelState(tables=(NftTable("inet", name, tuple(sets), chains),))
 
 
 TRACKING = Pass("tracking", frame=_frame, network=_network)

@@ -9,7 +9,7 @@ The maps go by the connection's mark (tracking.py), since two networks may have 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from dvn.allocate import mark_of
 from dvn.kernel.state import (
@@ -20,6 +20,7 @@ from dvn.kernel.state import (
     NftRule,
     NftSet,
     NftTable,
+    grown,
     table_name,
 )
 from dvn.passes import EMPTY, Context, NetworkOf, Pass
@@ -93,8 +94,8 @@ _CHAINS = (
 )
 
 
-def _sets(elements: Mapping[str, set[Element]]) -> tuple[NftSet, ...]:
-    found = [NftSet("reserved", ("inet_service",), frozenset(elements.get("reserved", ())))]
+def _sets() -> Iterator[NftSet]:
+    yield NftSet("reserved", ("inet_service",))
     for version, ip in _FAMILIES:
         address = f"ipv{version}_addr"
         for name, key, data, words in (
@@ -124,13 +125,14 @@ def _sets(elements: Mapping[str, set[Element]]) -> tuple[NftSet, ...]:
                 "",
             ),
         ):
-            full = f"{name}{version}"
-            found.append(NftSet(full, key, frozenset(elements.get(full, ())), data, typeof=words))
-    return tuple(found)
+            yield NftSet(f"{name}{version}", key, data=data, typeof=words)
+
+
+_SETS = {each.name: each for each in _sets()}
 
 
 def _frame(context: Context) -> KernelState:
-    return _state(context, {}, *_CHAINS)
+    return _state(context, _SETS.values(), _CHAINS)
 
 
 def _network(context: Context, owned: NetworkOf) -> KernelState:
@@ -142,7 +144,7 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
     elements: dict[str, set[Element]] = {}
     for name, element in _elements(owned, nat, str(number), str(mark_of(number))):
         elements.setdefault(name, set()).add(element)
-    state = _state(context, elements)
+    state = _state(context, grown(_SETS, elements))
     return KernelState(addresses=tuple(_addresses(context, nat)), tables=state.tables)
 
 
@@ -186,10 +188,10 @@ def _addresses(context: Context, nat: Nat) -> Iterator[Address]:
 
 
 def _state(
-    context: Context, elements: Mapping[str, set[Element]], *chains: NftChain
+    context: Context, sets: Iterable[NftSet], chains: tuple[NftChain, ...] = ()
 ) -> KernelState:
-    table = NftTable("inet", table_name(context.site.site), _sets(elements), chains)
-    return KernelState(tables=(table,))
+    name = table_name(context.site.site)
+    return KernelState(tables=(NftTable("inet", name, tuple(sets), chains),))
 
 
 TRANSLATION = Pass("translation", frame=_frame, network=_network)

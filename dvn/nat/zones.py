@@ -10,7 +10,7 @@ The *site* is every private address (RFC 1918, RFC 6598, RFC 4193, link-local) a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from dvn.allocate import mark_of
@@ -23,6 +23,7 @@ from dvn.kernel.state import (
     NftRule,
     NftSet,
     NftTable,
+    grown,
     table_name,
 )
 from dvn.passes import Context, NetworkOf, Pass
@@ -208,7 +209,8 @@ def _frame(context: Context) -> KernelState:
         NftSet("outside", ("ifname",), outside),
         _site_set("site4", "ipv4_addr", PRIVATE4, site.site_prefixes),
         _site_set("site6", "ipv6_addr", PRIVATE6, site.site_prefixes),
-        *_sets({"same": {(name, name) for name in _foreign(context.host)}}),
+        *_SETS.values(),
+        _SETS["same"].filled(frozenset((name, name) for name in _foreign(context.host))),
     )
     return KernelState(tables=(NftTable("inet", table_name(site.site), sets, _CHAINS),))
 
@@ -246,21 +248,13 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
     elements["services"] = {(router, *service.split("/")) for service in offered}
     if "udp/547" in served(network):
         elements["advertised"] = both
-    some = tuple(each for each in _sets(elements) if each.elements)
-    return KernelState(tables=(NftTable("inet", table_name(context.site.site), some),))
+    sets = grown(_SETS, elements)
+    return KernelState(tables=(NftTable("inet", table_name(context.site.site), sets),))
 
 
 def _translated(network: Network, version: int) -> bool:
     here = any(prefix.version == version for prefix in network.prefix)
     return here and network.nat is not None and network.nat.translates(version)
-
-
-def _sets(elements: Mapping[str, set[Element]]) -> tuple[NftSet, ...]:
-    """The sets that networks grow, with these elements."""
-    return tuple(
-        NftSet(name, kind, frozenset(elements.get(name, ())), interval=interval)
-        for name, kind, interval in _GROWN
-    )
 
 
 # name of the set, types of its key, whether a part of the key is a prefix
@@ -282,6 +276,7 @@ _GROWN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("services", ("ifname", "inet_proto", "inet_service"), False),
     ("advertised", ("ifname",), False),
 )
+_SETS = {name: NftSet(name, kind, interval=interval) for name, kind, interval in _GROWN}
 
 
 def _foreign(host: Host) -> Iterator[str]:

@@ -14,13 +14,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dvn.kernel.nftcommands import AddElements, DelElements
-from dvn.kernel.state import Element, Host, KernelState, NftSet, NftTable, Sysctl, table_name
+from dvn.kernel.state import Element, Host, KernelState, NftSet, NftTable, Sysctl, grown, table_name
 from dvn.kernel.steps import NftChange, Plan
 from dvn.passes import EMPTY, Context, NetworkOf, Pass
 from dvn.spec import Network, Site
 
 OPENED4, OPENED6, ADVERTS, ACCEPTED = "opened4", "opened6", "adverts", "accepted"
 SETS = (OPENED4, ADVERTS, OPENED6, ACCEPTED)  # in the order of switching on
+
+
+_FRAMES = {
+    OPENED4: NftSet(OPENED4, ("ifname",)),
+    OPENED6: NftSet(OPENED6, ("nf_proto",)),
+    ADVERTS: NftSet(ADVERTS, ("ifname",)),
+    ACCEPTED: NftSet(ACCEPTED, ("inet_proto",)),
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ def _leaves(network: Network, version: int) -> bool:
 
 
 def _frame(context: Context) -> KernelState:
-    return _state(context, ())
+    name = table_name(context.site.site)
+    return KernelState(tables=(NftTable("inet", name, tuple(_FRAMES.values())),))
 
 
 def _network(context: Context, owned: NetworkOf) -> KernelState:
@@ -108,17 +117,11 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
 
 def _state(context: Context, wanted: Iterable[Switch]) -> KernelState:
     wanted = sorted(wanted, key=_order)
-    ours = [switch for switch in wanted if _is_ours(switch, context.host)]
-    table = NftTable(
-        "inet",
-        table_name(context.site.site),
-        sets=(
-            NftSet(OPENED4, ("ifname",), _elements(ours, OPENED4)),
-            NftSet(OPENED6, ("nf_proto",), _elements(ours, OPENED6)),
-            NftSet(ADVERTS, ("ifname",), _elements(ours, ADVERTS)),
-            NftSet(ACCEPTED, ("inet_proto",), _elements(ours, ACCEPTED)),
-        ),
-    )
+    elements: dict[str, set[Element]] = {}
+    for switch in wanted:
+        if _is_ours(switch, context.host):
+            elements.setdefault(switch.set, set()).add(switch.element)
+    table = NftTable("inet", table_name(context.site.site), grown(_FRAMES, elements))
     return KernelState(
         sysctls=tuple(Sysctl(switch.key, switch.on) for switch in wanted), tables=(table,)
     )
@@ -137,10 +140,6 @@ def _refused(switch: Switch, host: Host) -> bool:
 
 def _is_ours(switch: Switch, host: Host) -> bool:
     return host.sysctls.get(switch.key) != switch.on or switch.key in host.switched
-
-
-def _elements(some: Iterable[Switch], name: str) -> frozenset[Element]:
-    return frozenset(switch.element for switch in some if switch.set == name)
 
 
 def remembered(tables: Iterable[NftTable]) -> Iterator[Switch]:

@@ -61,6 +61,18 @@ def test_by_parts_as_by_a_look_at_everything(some: list[Site]) -> None:
 
 @given(sites(), sites())
 @settings(max_examples=100)
+def test_some_networks_at_a_time_as_all_at_once(first: Site, second: Site) -> None:
+    in_rows, whole = a_watched_kernel(), a_kernel()
+    engine = Engine(in_rows, row=1)
+    for site in (first, second):
+        engine.apply(site)
+        Engine(whole).apply(site)
+        assert contents(in_rows) == contents(whole)
+    assert Engine(in_rows).plan(second).steps == ()
+
+
+@given(sites(), sites())
+@settings(max_examples=100)
 def test_what_is_known_is_what_is_compiled(first: Site, second: Site) -> None:
     kernel = a_kernel()
     host = kernel.look("cnaf").host
@@ -140,6 +152,32 @@ def test_what_somebody_else_did_is_looked_at(what: Callable[[FakeKernel], None])
     engine.apply(changed(CHANGES["a network more"]))
     assert kernel.looks > looks
     assert "t-cms-bari" in kernel.links
+
+
+def rows_of(site: Site) -> int:
+    kernel = a_kernel()
+    Engine(kernel, row=1).apply(site)
+    return len(kernel.done)
+
+
+@pytest.mark.parametrize("index", range(rows_of(full_site())))
+def test_a_start_in_rows_that_fails_leaves_nothing(index: int) -> None:
+    kernel = a_kernel()
+    left = [index]
+
+    def fail(_step: Step) -> bool:
+        left[0] -= 1
+        return left[0] == -1
+
+    kernel.fail = fail
+    with pytest.raises(ApplyError, match="told to fail") as caught:
+        Engine(kernel, row=1).apply(full_site())
+    assert caught.value.undone
+    assert not any((kernel.links, kernel.tables, kernel.masters, kernel.addresses, kernel.things))
+    assert {value for key, value in kernel.values.items() if "forwarding" in key} <= {"0"}
+    kernel.fail = None
+    Engine(kernel, row=1).apply(full_site())
+    assert Engine(kernel).plan(full_site()).steps == ()
 
 
 def test_after_a_while_a_change_is_an_occasion_to_look() -> None:
