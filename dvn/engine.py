@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from dvn import probe as probing
 from dvn.change.memory import SwitchMemory
-from dvn.compile import checked, compile_site
+from dvn.compile import Compiled, checked, compile_site
 from dvn.kernel.diff import diff
 from dvn.kernel.driver import Kernel, KernelError, StepError
 from dvn.kernel.linux import LinuxKernel
@@ -88,6 +88,7 @@ class Engine:
         self._clock = clock
         self._row = row  # networks that are made together where there are none yet
         self._known: Known | None = None
+        self._last: tuple[Site, Host, Compiled] | None = None
         self._looked = 0.0  # when all was looked at, by the clock
 
     def plan(self, site: Site, *, keep_dynamic: bool = False) -> Plan:
@@ -323,7 +324,7 @@ class Engine:
         )
 
     def _compared(self, site: Site, view: View, host: Host, keep_dynamic: bool) -> _Look:
-        compiled = compile_site(site, host, lenient=self._lenient)
+        compiled = self._compiled(site, host)
         back = forwarding.switched_back(
             self._recalled(site.site, view.state), compiled.state, _keys(view.others), host.sysctls
         )
@@ -332,6 +333,15 @@ class Engine:
         observed = replace(view.state, sysctls=self._kernel.sysctls(keys))
         desired = dynamic.keep_dynamic(observed, wanted) if keep_dynamic else wanted
         return _Look(observed, desired, compiled.notes, compiled.context)
+
+    def _compiled(self, site: Site, host: Host) -> Compiled:
+        """compile_site of it; the last one's result if nothing that it looked at is another."""
+        facts = host.facts(site.site)
+        last = self._last
+        if last is None or facts != last[1] or site != last[0]:
+            compiled = compile_site(site, host, lenient=self._lenient)
+            self._last = last = (site, facts, compiled)
+        return last[2]
 
     def _last_look(self, site_name: str) -> _Look:
         """The look of a site that is to go: what we switched on for it goes off."""

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeAlias
 
 from dvn.allocate import number_of
 from dvn.kernel import conntrack, fou, rtnl
@@ -32,6 +33,7 @@ from dvn.kernel.state import (
     Gretap,
     Host,
     HostLink,
+    HostLinks,
     KernelState,
     Link,
     NftTable,
@@ -76,6 +78,9 @@ GROUPED: tuple[GroupDriver, ...] = (ServicesDriver(),)
 DRIVERS: tuple[ThingDriver, ...] = (WireguardDriver(), fou.FouDriver(), IpsecDriver())
 
 
+_Tables: TypeAlias = tuple[tuple[NftTable, ...], list[NftTable], frozenset[tuple[str, str]]]
+
+
 class LinuxKernel:
     """Opens its sockets on first use, in the namespace of the thread that uses it first."""
 
@@ -83,6 +88,8 @@ class LinuxKernel:
         self._open_socket: nl.Socket | None = None
         self._open_nft: Nft | None = None
         self._open_evidence: Evidence | None = None
+        self._read: tuple[str, int, _Tables] | None = None
+        self._made: dict[int, tuple[RawLink, tuple[str | None, str | None], Link]] = {}
         self._looked: dict[str, RawLink] = {}
         self._names: dict[int, str] = {}
 
@@ -152,7 +159,7 @@ class LinuxKernel:
         own = {i for i, name in sites.items() if name == site}
         own |= {link.index for link in links if _unstamped(link)}
         bridges = {link.index for link in links if link.kind == "bridge" and link.index in own}
-        tables, others, foreign_tables = self._tables(site)
+        tables, others, foreign_tables = self._tables_at(site, generation)
         # An address on somebody else's link bears our mark but not the site's: it is the site's
         # whose map translates to it, or nobody's, and then whoever looks may clear it away.
         taken = {
@@ -167,7 +174,7 @@ class LinuxKernel:
         tables_of = {name: _table_of(link) for name, link in routers.items()}
         rules = self._rules()
         state = KernelState(
-            links=tuple(_link(link, names) for link in links if link.index in own),
+            links=self._own_links(links, names, own),
             ports=tuple(
                 Port(link.name, names[link.master])
                 for link in links
@@ -214,6 +221,25 @@ class LinuxKernel:
         )
         self._evidence.saw(links, addresses, generation)
         return View(host, state, tuple(others))
+
+    def _own_links(
+        self, links: Iterable[RawLink], names: dict[int, str], own: Collection[int]
+    ) -> tuple[Link, ...]:
+        """The links with these indexes; those that are as they were are the same objects."""
+        before, self._made = self._made, {}
+        found: list[Link] = []
+        for raw in links:
+            if raw.index not in own:
+                continue
+            ends = (names.get(raw.master), names.get(raw.parent))
+            known = before.get(raw.index)
+            if known is None or known[0] != raw or known[1] != ends:
+                known = (raw, ends, _link(raw, names))
+            found.append(known[2])
+            # Its own name for a third link is read anew each time.
+            if not isinstance(known[2].params, Gretap) or known[2].params.through is None:
+                self._made[raw.index] = known
+        return tuple(found)
 
     def undisturbed(self) -> bool:
         return self._evidence.holds(self._generation())
@@ -358,9 +384,15 @@ class LinuxKernel:
         except OSError as error:
             raise _refused(error) from error
 
-    def _tables(
-        self, site: str
-    ) -> tuple[tuple[NftTable, ...], list[NftTable], frozenset[tuple[str, str]]]:
+    def _tables_at(self, site: str, generation: int) -> _Tables:
+        """What `_tables` reads; nothing is read again while nobody has changed the ruleset."""
+        if self._read is None or self._read[:2] != (site, generation):
+            read = self._tables(site)
+            self._read = (site, generation, read) if self._generation() == generation else None
+            return read
+        return self._read[2]
+
+    def _tables(self, site: str) -> _Tables:
         """The site's tables, those of our other sites, and foreign ones that have its name."""
         ours: list[NftTable] = []
         others: list[NftTable] = []
@@ -637,8 +669,8 @@ def _namer(names: dict[int, str]) -> Callable[[int], str]:
     return lambda index: names.get(index, f"#{index}")
 
 
-class _HostLinks(Mapping[str, HostLink]):
-    """The links of a look, each turned into a value when it is asked for: few are."""
+class _HostLinks(HostLinks):
+    """The links of a look."""
 
     def __init__(self, links: Mapping[str, RawLink], names: Mapping[int, str]) -> None:
         # The kernel's own memory of links changes with each glance; a look stays what it was.
@@ -650,6 +682,9 @@ class _HostLinks(Mapping[str, HostLink]):
         if made is None:
             made = self._made[name] = _host_link(self._links[name], self._names)
         return made
+
+    def others(self, site: str) -> dict[str, HostLink]:
+        return {name: self[name] for name, raw in self._links.items() if _site_of(raw) != site}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._links)

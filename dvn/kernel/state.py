@@ -362,6 +362,14 @@ class ForeignRouting:
     preferences: frozenset[int] = frozenset()
 
 
+class HostLinks(Mapping[str, HostLink]):
+    """Links that are turned into values only when they are asked for: there may be thousands."""
+
+    def others(self, site: str) -> dict[str, HostLink]:
+        """Those that are not the site's."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Host:
     """Facts about the host that compile depends on: its links, and addresses that are not ours."""
@@ -390,6 +398,13 @@ class Host:
         """Those of our other sites."""
         others = (numbers for name, numbers in self.numbers_by_site.items() if name != site)
         return frozenset[int]().union(*others)
+
+    def facts(self, site: str) -> Host:
+        """The host without the site's own links: what its compile depends on."""
+        if isinstance(self.links, HostLinks):
+            return replace(self, links=self.links.others(site))
+        others = {name: link for name, link in self.links.items() if link.site != site}
+        return replace(self, links=others)
 
 
 @dataclass(frozen=True)

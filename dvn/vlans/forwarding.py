@@ -145,7 +145,13 @@ def _is_ours(switch: Switch, host: Host) -> bool:
 def remembered(tables: Iterable[NftTable]) -> Iterator[Switch]:
     """What the sets of our tables say that we switched, in the order of switching back."""
     made = {ADVERTS: _adverts, OPENED4: _forwarding4, ACCEPTED: _accept}
-    found = [(s.name, element) for table in tables for s in table.sets for element in s.elements]
+    found = [
+        (s.name, element)
+        for table in tables
+        for s in table.sets
+        if s.name in SETS  # the others may hold thousands
+        for element in s.elements
+    ]
     if (OPENED6, _FORWARDING6.element) in found:
         yield _FORWARDING6
     for name, element in sorted(found):
