@@ -21,7 +21,7 @@ from lab.topology import Link, Machine, Topology
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
-CAP = 50e6  # bit/s
+CAP = 20e6  # bit/s
 FRAMING = 1514 / 1448  # a full frame, and the TCP data in it
 SITE = """
 site: cnaf
@@ -107,7 +107,7 @@ def place() -> Iterator[Place]:
 
 @pytest.mark.parametrize("where", ["network", pytest.param("port", marks=pytest.mark.long)])
 def test_a_cap_holds_both_ways_and_only_there(place: Place, where: str) -> None:
-    capped = site(rate="50mbit") if where == "network" else site(port="50mbit")
+    capped = site(rate="20mbit") if where == "network" else site(port="20mbit")
     place.apply(capped)
     assert place.cap("site", "capped") == pytest.approx(CAP, rel=0.1)
     assert place.cap("capped", "site") == pytest.approx(CAP, rel=0.1)
@@ -119,12 +119,12 @@ def test_a_cap_holds_both_ways_and_only_there(place: Place, where: str) -> None:
 
 def test_changed_in_place_and_taken_away(place: Place) -> None:
     """Each way by itself; what is changed is the queue that is there."""
-    place.apply(site(rate="50mbit", port="50mbit"))
-    steps = place.apply(site(rate="{in: 20mbit}", port="50mbit"))
-    assert "~ rate of b-cms-farm: 50mbit => of b-cms-farm: 20mbit" in steps
+    place.apply(site(rate="20mbit", port="20mbit"))
+    steps = place.apply(site(rate="{in: 8mbit}", port="20mbit"))
+    assert "~ rate of b-cms-farm: 20mbit => of b-cms-farm: 8mbit" in steps
     assert "- link r-cms-farm: ifb" in steps
     assert "fq_codel" in place.gw("tc qdisc show dev b-cms-farm")
-    assert place.cap("site", "capped") == pytest.approx(20e6, rel=0.1)
+    assert place.cap("site", "capped") == pytest.approx(8e6, rel=0.1)
     place.apply(site())
     for device in ("tap1", "b-cms-farm"):
         assert "tbf" not in place.gw(f"tc qdisc show dev {device}")
@@ -135,7 +135,7 @@ def test_changed_in_place_and_taken_away(place: Place) -> None:
 
 @pytest.mark.long
 def test_what_somebody_removed_comes_back(place: Place) -> None:
-    wanted = site(rate="50mbit", port="50mbit")
+    wanted = site(rate="20mbit", port="20mbit")
     place.apply(wanted)
     for damage in (
         "tc qdisc delete dev tap1 root; tc qdisc delete dev b-cms-farm clsact",
@@ -160,13 +160,13 @@ def test_others_queues_are_not_touched(place: Place) -> None:
     place.engine = Engine()  # one that has not looked yet
     try:
         with pytest.raises(SpecError, match="interface tap1 has a queueing discipline already"):
-            place.apply(site(port="50mbit"))
+            place.apply(site(port="20mbit"))
         assert "htb 1:" in place.gw("tc qdisc show dev tap1")
         place.gw(
             "tc qdisc delete dev tap1 root; tc qdisc add dev tap1 root handle 1: fq_codel;"
             "tc qdisc add dev tap1 clsact"
         )
-        for rate in ("{in: 50mbit}", "{out: 50mbit}"):
+        for rate in ("{in: 20mbit}", "{out: 20mbit}"):
             with pytest.raises(ApplyError, match="shows what stands there") as caught:
                 place.apply(site(port=rate))
             assert caught.value.undone
@@ -178,7 +178,7 @@ def test_others_queues_are_not_touched(place: Place) -> None:
 
 
 def test_nothing_is_left_behind(place: Place) -> None:
-    place.apply(site(rate="50mbit", port="50mbit"))
+    place.apply(site(rate="20mbit", port="20mbit"))
     place.hosts["gw"].inside(lambda: place.engine.destroy("cnaf"))
     assert "tbf" not in place.gw("tc qdisc show")
     assert "clsact" not in place.gw("tc qdisc show")
