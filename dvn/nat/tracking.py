@@ -59,12 +59,12 @@ _INNER = (
     NftRule.of("ct zone set iifname map @zones", "in the network's zone, both directions"),
 )
 _SHARED = (
-    NftRule.of(f"meta l4proto tcp {_SYN} jump started", "the first packet of a connection"),
+    NftRule.of(f"{_SYN} jump started", "the first packet of a connection"),
     NftRule.of("meta l4proto tcp return", "goes on, or answers what came in"),
     NftRule.of("iifname . ip saddr . udp sport @reserved_inner4 return", "a forwarded port"),
     NftRule.of("iifname . ip6 saddr . udp sport @reserved_inner6 return", "a forwarded port"),
-    NftRule.of("meta l4proto icmp icmp type != echo-request return", "an answer, or an error"),
-    NftRule.of("meta l4proto icmpv6 icmpv6 type != echo-request return", "an answer, or an error"),
+    NftRule.of("icmp type != echo-request return", "an answer, or an error"),
+    NftRule.of("icmpv6 type != echo-request return", "an answer, or an error"),
     NftRule.of("jump started", "may be the first packet"),
 )
 _STARTED = (
@@ -78,11 +78,11 @@ _OUTER = (
     NftRule.of("ct zone set ip6 daddr map @open_zones6", "to an open network"),
     *(
         NftRule.of(
-            f"{first} ct reply zone set {family} daddr . meta l4proto . th dport "
+            f"{first}ct reply zone set {family} daddr . meta l4proto . {protocol} dport "
             f"map @forward_zones{version}",
             "to a forwarded port",
         )
-        for first in (f"meta l4proto tcp {_SYN}", "meta l4proto udp")
+        for protocol, first in (("tcp", f"{_SYN} "), ("udp", ""))
         for version, family in ((4, "ip"), (6, "ip6"))
     ),
 )

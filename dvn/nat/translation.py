@@ -46,24 +46,15 @@ _OUT = (
                 "a machine's own address outside",
             ),
             (
-                (
-                    f"meta l4proto udp snat {ip} to ct mark . {ip} saddr . udp sport "
-                    f"map @reserved_out{version}"
-                ),
+                (f"snat {ip} to ct mark . {ip} saddr . udp sport map @reserved_out{version}"),
                 "a forwarded port is the same both ways",
             ),
             (
-                (
-                    f"meta l4proto udp udp sport @reserved snat {ip} to ct mark "
-                    f"map @snat{version}:{_SPARE}"
-                ),
+                (f"udp sport @reserved snat {ip} to ct mark map @snat{version}:{_SPARE}"),
                 "another's forwarded port is not taken",
             ),
             (
-                (
-                    f"meta l4proto udp udp sport @reserved ct mark @masquerade{version} "
-                    f"masquerade to :{_SPARE}"
-                ),
+                (f"udp sport @reserved ct mark @masquerade{version} masquerade to :{_SPARE}"),
                 "another's forwarded port is not taken",
             ),
             (f"snat {ip} to ct mark map @snat{version}", "the address a network has outside"),

@@ -26,7 +26,7 @@ INSIDE, STORE, OUTSIDE, SHARED = "10.7.0.10", "10.6.0.10", "192.0.2.1", "198.51.
 OTHER = "198.51.100.11"
 OWN = {"red": "198.51.100.21", "blue": "198.51.100.22"}
 MACHINES = {"red": ("10.7.0", 201), "blue": ("10.7.0", 202), "store": ("10.6.0", 203)}
-WAIT_S = 3.0
+WAIT_S, LONG_S = 3.0, 20.0  # for what shall not happen, and for what shall
 
 
 def site() -> dict[str, Any]:
@@ -103,6 +103,10 @@ class Twins:
         wanted: Site = site_from_json(content or site())
         return self["gw"].inside(lambda: self.engine.apply(wanted))
 
+    def plan(self, content: dict[str, Any] | None = None) -> tuple[str, ...]:
+        wanted: Site = site_from_json(content or site())
+        return self["gw"].inside(lambda: self.engine.plan(wanted)).lines()
+
     def gw(self, script: str) -> str:
         return self["gw"].script(script).stdout
 
@@ -136,7 +140,7 @@ class Twins:
     ) -> socket.socket:
         def make() -> socket.socket:
             made = socket.socket(socket.AF_INET, kind, protocol)
-            made.settimeout(WAIT_S)
+            made.settimeout(LONG_S)
             made.bind(to)
             return made
 
@@ -153,14 +157,14 @@ def echo_request(identity: int, payload: bytes) -> bytes:
     return struct.pack("!BBHHH", 8, 0, total, identity, 1) + payload
 
 
-def passes(sender: socket.socket, receiver: socket.socket, data: bytes = b"still there") -> bool:
-    """Whether what one end of a connection sends arrives at the other, soon."""
+def passes(
+    sender: socket.socket, receiver: socket.socket, data: bytes = b"still there", wait: float = 0
+) -> bool:
+    """Whether what one end of a connection sends arrives at the other within `wait` seconds."""
+    receiver.settimeout(wait or LONG_S)
     try:
         sender.sendall(data)
-    except (
-        ConnectionResetError,
-        BrokenPipeError,
-    ):  # the far end was told that it is no connection any more
+    except (ConnectionResetError, BrokenPipeError):  # it was told that there is no connection
         return False
     return arrives(lambda: receiver.recv(len(data))) == data
 
