@@ -135,8 +135,8 @@ def _transport(what: Described, ip: Ip) -> bytes:
             length = 8 + len(what.payload)
             return _summed(ip, ports + struct.pack("!HH", length, 0) + what.payload, 6)
         case 1 if ip.version == 4:
-            head = bytes([_kind(what, "icmp_type"), what.code, 0, 0, 0, 1, 0, 1])
-            return _summed(ip, head + what.payload, 2)
+            head = bytes([_kind(what, "icmp_type"), what.code, 0, 0])
+            return _summed(ip, head + _echo(what) + what.payload, 2)
         case 58 if ip.version == 6:
             return _summed(ip, _icmp6(what) + what.payload, 2)
         case _:
@@ -157,7 +157,12 @@ def _icmp6(what: Described) -> bytes:
         case 136:
             return head + b"\x60\0\0\0" + IPv6Address(what.source).packed + b"\2\1" + own
         case _:
-            return head + b"\0\1\0\1"
+            return head + _echo(what)
+
+
+def _echo(what: Described) -> bytes:
+    """Identifier, which the source port stands for, and sequence."""
+    return struct.pack("!HH", what.sport, 1)
 
 
 def _kind(what: Described, type_: str) -> int:

@@ -14,7 +14,7 @@ from dvn.spec import Site
 
 MODULES = {
     "gretap": "ip_gre", "vlan": "8021q", "vrf": "vrf", "bridge": "bridge", "wireguard": "wireguard",
-    "fou": "fou", "nft inet nat": "nft_chain_nat", "nft bridge": "nf_tables", "htb": "sch_htb",
+    "fou": "fou", "nft inet nat": "nft_chain_nat", "nft bridge": "nf_tables", "ifb": "ifb",
 }  # fmt: skip
 _FALLBACKS = ("gre0", "gretap0", "erspan0", "tunl0", "sit0", "ip6tnl0", "ip6gre0")
 _FULL = 0.8  # of a table of the kernel's
@@ -42,6 +42,7 @@ class Facts:
     merging: frozenset[str] = frozenset()  # devices with large receive offload
     paths: Mapping[str, int] = field(default_factory=dict)
     clock: bool | None = None
+    charon: bool = False
     managers: tuple[Manager, ...] = ()
     legacy: tuple[str, ...] = ()  # tables of iptables-legacy, which nft does not show
     sysctls: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ def check_host(site: Site, facts: Facts) -> Iterator[Finding]:
     yield from _bridge_netfilter(facts)
     yield from _offloads(facts)
     yield from _mtu(site, facts)
+    yield from _ipsec(site, facts)
     yield _clock(facts)
     yield from _managers(site, facts)
     yield from _legacy(facts)
@@ -67,10 +69,13 @@ def check_host(site: Site, facts: Facts) -> Iterator[Finding]:
 
 def needs(site: Site) -> tuple[str, ...]:
     """The kernel features that a site asks for."""
-    found = ["bridge", "nft bridge", "nft inet nat"]
+    found = ["bridge", "vrf", "nft bridge", "nft inet nat"]
+    networks = [network for _t, _n, network in site.networks()]
+    if any(n.rate or any(port.rate for port in n.ports) for n in networks):
+        found.append("ifb")
     if site.tunnels():
         found.append("gretap")
-    if any(network.vlan for _t, _n, network in site.networks()):
+    if any(network.vlan for network in networks):
         found.append("vlan")
     transports = {tunnel.transport for tunnel in site.tunnels()}
     found += [name for name in ("fou", "wireguard") if name in transports]
@@ -219,6 +224,19 @@ def _mtu(site: Site, facts: Facts) -> Iterator[Finding]:
         )
     if not narrow:
         yield ok("mtu", f"{wanted} bytes on {device.name}, and no path is known to be narrower")
+
+
+def _ipsec(site: Site, facts: Facts) -> Iterator[Finding]:
+    if not any(tunnel.transport == "ipsec" for tunnel in site.tunnels()):
+        return
+    if facts.charon:
+        yield ok("ipsec", "strongSwan's charon takes connections")
+    else:
+        yield fail(
+            "ipsec",
+            "strongSwan's charon does not answer: tunnels under IPsec stay closed",
+            "apt-get install strongswan-charon strongswan-swanctl, and start it",
+        )
 
 
 def _clock(facts: Facts) -> Finding:

@@ -18,6 +18,7 @@ from dvn.diagnose.rulesets import Ruleset
 from dvn.diagnose.scene import Scene
 from dvn.diagnose.surroundings import read_ruleset, read_scene
 from dvn.kernel.driver import KernelError
+from dvn.kernel.ipsec import VICI
 from dvn.kernel.linux import may_change_networks
 from dvn.kernel.state import table_name
 from dvn.spec import Site
@@ -41,7 +42,7 @@ _TRIALS = {
     "vrf": "link add dvnvrf type vrf table 10",
     "wireguard": "link add dvnwg type wireguard",
     "fou": "fou add port 5555 ipproto 47",
-    "htb": "link add dvnifb type ifb",
+    "ifb": "link add dvnifb type ifb",
 }
 _NFT_TRIALS = {
     "nft bridge": "add table bridge t; "
@@ -72,6 +73,7 @@ def examine(site: Site) -> Facts:
         merging=frozenset(_merging(scene)),
         paths=dict(_paths(remotes)),
         clock=_clock(),
+        charon=VICI.exists(),
         managers=tuple(_managers(scene)),
         legacy=tuple(_legacy()),
         sysctls=dict(_sysctls(site)),

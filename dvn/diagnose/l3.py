@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from dvn.diagnose.frames import ETH_P_IP, ETH_P_IP6, FRAGMENT, ROUTING, TCP, UDP, Packet, is_group
+from dvn.diagnose.frames import (
+    ETH_P_IP,
+    ETH_P_IP6,
+    FRAGMENT,
+    ICMP6,
+    ROUTING,
+    TCP,
+    UDP,
+    Packet,
+    is_group,
+)
 from dvn.diagnose.routing import Flow, Routing
 from dvn.diagnose.scene import Device, IpAddress, Scene
 from dvn.diagnose.subject import Subject
@@ -122,6 +132,26 @@ def not_forwarded(packet: Packet, mtu: int) -> str:
     if ip.length > mtu and (ip.version == 6 or ip.dont_fragment):
         return f"{ip.length} bytes do not fit into {mtu}; the sender is told"
     return ""
+
+
+def is_discovery(packet: Packet) -> bool:
+    """Neighbour discovery right behind the IPv6 header (ipv6_ndisc_frame)."""
+    ip, data = packet.ip, packet.transport
+    return bool(
+        ip and data and ip.version == 6 and ip.protocol == ICMP6
+        and not ip.extensions and 133 <= data[0] <= 137
+    )  # fmt: skip
+
+
+def is_for_link(packet: Packet) -> bool:
+    """For a group, or in IPv6 also for a link-local address (rt6_need_strict)."""
+    ip = packet.ip
+    if ip is None:
+        return False
+    if ip.version == 4:
+        return ip.destination.is_multicast
+    to = ip.destination
+    return to.is_multicast or to.is_link_local or to.is_loopback
 
 
 def listens(scene: Scene, device: Device, group: IpAddress) -> bool:

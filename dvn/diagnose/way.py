@@ -139,12 +139,23 @@ class Way(Bridging):
         subject = Subject(packet, family, "prerouting", device.name)
         if not self._hook(subject, device.name):
             return
-        if vrf is not None:  # a second time, as if it came from the VRF's device
-            self._tell("vrf", vrf.name, f"{device.name} belongs to {vrf.name}, table {vrf.table}")
-            subject.iif, subject.slave = vrf.name, device.name
-            if not self._hook(subject, vrf.name):
-                return
+        if vrf is not None and not self._routed_by(vrf, device, subject):
+            return
         self._route(device, subject)
+
+    def _routed_by(self, vrf: Device, device: Device, subject: Subject) -> bool:
+        """From now on the packet is the router's (drivers/net/vrf.c, vrf_ip_rcv, vrf_ip6_rcv), and
+        meets the hook again as such; but neighbour discovery stays the device's own, and what is
+        for this link alone is not shown twice. Whether the packet goes on."""
+        self._tell("vrf", vrf.name, f"{device.name} belongs to {vrf.name}, table {vrf.table}")
+        discovery = l3.is_discovery(subject.packet)
+        subject.iif, subject.slave = vrf.name, device.name
+        again = discovery or not l3.is_for_link(subject.packet)
+        if again and not self._hook(subject, vrf.name):
+            return False
+        if discovery:
+            subject.iif, subject.slave = device.name, ""
+        return True
 
     def _route(self, device: Device, subject: Subject) -> None:
         ip = subject.packet.ip

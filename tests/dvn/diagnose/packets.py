@@ -10,6 +10,8 @@ from dvn.diagnose.build import BROADCAST, Described, build, protocol_number
 from dvn.diagnose.frames import Packet
 from tests.dvn.diagnose.agreement import Sent, numbered
 
+SYN = 2  # the flag, alone
+
 
 @dataclass(frozen=True)
 class Station:
@@ -43,6 +45,19 @@ class Generator:
             packet = build(described)
             packet = self._spoiled(packet)
             yield Sent(self._number, station.enters, packet)
+
+    def honest(self, to: str) -> Iterator[Sent]:
+        """From every station the first packet of a connection to somewhere in IPv4."""
+        for station in self._stations:
+            for protocol in ("tcp", "udp", "icmp"):
+                self._number += 1
+                described = Described(
+                    station.four, to, protocol, sport=10000 + self._number,
+                    kind="echo-request" if protocol == "icmp" else "",
+                    mac=station.mac, to_mac=station.gateway_mac,
+                    tags=(station.tag,) if station.tag else (), payload=numbered(self._number),
+                )  # fmt: skip
+                yield Sent(self._number, station.enters, build(described))
 
     def _described(self, station: Station) -> Described:
         chance = self._random
@@ -151,3 +166,31 @@ class Generator:
             return (other.gateway4 if version == 4 else other.gateway6), station.gateway_mac
         families = [address for address in self._far if (":" in address) == (version == 6)]
         return chance.choice(families), station.gateway_mac
+
+
+def answer(frame: Packet, sent: Sent, number: int) -> Packet | None:
+    """What the other end says to a packet that came out; None where that is not so simple: a
+    fragment, an error, a source port that NAT had to change."""
+    ip, data, before = frame.ip, frame.transport, sent.packet.transport
+    if ip is None or data is None or before is None or ip.is_fragment or ip.extensions:
+        return None
+    if data[:4] != before[:4]:
+        return None
+    plain = Described(
+        str(ip.destination),
+        str(ip.source),
+        mac=frame.destination,
+        to_mac=frame.source,
+        payload=numbered(number),
+    )
+    first, second = (int.from_bytes(data[at : at + 2], "big") for at in (0, 2))
+    match ip.protocol:
+        case 6 if data[13] == SYN:
+            return build(replace(plain, sport=second, dport=first, flags="SA"))
+        case 17:
+            return build(replace(plain, protocol="udp", sport=second, dport=first))
+        case 1 | 58 if data[0] in (8, 128):
+            id_ = int.from_bytes(data[4:6], "big")
+            return build(replace(plain, protocol="icmp", kind="echo-reply", sport=id_))
+        case _:
+            return None

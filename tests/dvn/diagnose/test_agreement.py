@@ -21,7 +21,7 @@ from dvn.spec import parse_site
 from lab.host import Host
 from lab.hosts import Lab
 from tests.dvn.diagnose.agreement import Seen, Sent, Wires, numbered
-from tests.dvn.diagnose.packets import Generator, Station
+from tests.dvn.diagnose.packets import Generator, Station, answer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -55,8 +55,25 @@ tenants:
       store:
         prefix: 10.8.1.0/24
         ports: [{interface: tap7, mac: 02:00:00:00:00:07, address: 10.8.1.7}]
+    policy: [{from: farm, to: store, services: [tcp/443, udp/53]}]
+  lhcb:
+    networks:
+      farm:  # the same addresses as atlas has, behind the same one outside
+        prefix: [10.8.0.0/24, "fd00:8::/64"]
+        nat:
+          snat: 198.51.100.11
+          one_to_one: {10.8.0.8: 198.51.100.12}
+          forward:
+            - {protocol: tcp, outside: 198.51.100.11, port: 443, to: 10.8.0.9, to_port: 22}
+            - {protocol: udp, outside: 198.51.100.11, port: 53, to: 10.8.0.9}
+        ports:
+          - {interface: tap8, mac: 02:00:00:00:00:08, address: 10.8.0.8}
+          - {interface: tap9}
 """
-FAR = ("8.8.8.8", "192.0.2.9", "2001:db8:5::8", "192.168.77.9", "198.51.100.1", "169.254.169.254")
+FAR = (
+    "8.8.8.8", "192.0.2.9", "2001:db8:5::8", "192.168.77.9", "169.254.169.254",
+    "198.51.100.1", "198.51.100.10", "198.51.100.11", "198.51.100.11", "198.51.100.12",
+)  # fmt: skip
 SEEDS = [int(seed) for seed in os.environ.get("DVN_TEST_SEED", "20").split(",")]
 
 
@@ -92,7 +109,7 @@ class Place:
     flows: Flows = field(default_factory=Flows)  # the connections the kernel knows
 
 
-INTERFACES = ("wan0", "lan0", "ext0", "tap3", "tap4", "tap5", "tap6", "tap7")
+INTERFACES = ("wan0", "lan0", "ext0", "tap3", "tap4", "tap5", "tap6", "tap7", "tap8", "tap9")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +151,7 @@ def _stations(gateway: Host) -> tuple[Station, ...]:
     farm, atlas, store = mac("b-cms-farm"), mac("b-atlas-farm"), mac("b-atlas-store")
     cms = (farm, "10.9.0.1", "fd00:9::1")
     far = (atlas, "10.8.0.1", "fd00:8::1")
+    twin = (mac("b-lhcb-farm"), "10.8.0.1", "fd00:8::1")
     wan = (mac("wan0"), "198.51.100.1", "2001:db8::1")
     found = [
         Station("tap3", "02:00:00:00:00:03", "10.9.0.3", "fd00:9::3", *cms),
@@ -141,6 +159,8 @@ def _stations(gateway: Host) -> tuple[Station, ...]:
         Station("tap5", "02:00:00:00:00:05", "10.8.0.5", "fd00:8::5", *far),
         Station("tap6", "02:00:00:00:00:06", "10.8.0.6", "fd00:8::6", *far),
         Station("tap7", "02:00:00:00:00:07", "10.8.1.7", "fd00:88::7", store, "10.8.1.1", "::1"),
+        Station("tap8", "02:00:00:00:00:08", "10.8.0.8", "fd00:8::8", *twin),
+        Station("tap9", "02:00:00:00:00:09", "10.8.0.9", "fd00:8::9", *twin),
         Station("wan0", "02:00:00:00:01:fe", "198.51.100.254", "2001:db8::254", *wan),
         Station("ext0", "02:00:00:00:02:02", "192.168.77.2", "2001:db8:77::2",
                 mac("ext0"), "192.168.77.1", "2001:db8:77::1"),
@@ -156,7 +176,8 @@ def _stations(gateway: Host) -> tuple[Station, ...]:
 def _know(gateway: Host, stations: tuple[Station, ...]) -> None:
     """The gateway knows every station, so that nothing waits for an answer nobody gives."""
     bridges = {"tap3": "b-cms-farm", "tap4": "b-cms-farm", "tap5": "b-atlas-farm",
-               "tap6": "b-atlas-farm", "tap7": "b-atlas-store"}  # fmt: skip
+               "tap6": "b-atlas-farm", "tap7": "b-atlas-store", "tap8": "b-lhcb-farm",
+               "tap9": "b-lhcb-farm"}  # fmt: skip
     lines = ["for d in /sys/class/net/b-*; do echo 0 > $d/bridge/ageing_time; done"]
     for one in stations:
         device = bridges.get(one.enters, one.enters)
@@ -176,11 +197,25 @@ def _know(gateway: Host, stations: tuple[Station, ...]) -> None:
     gateway.script("; ".join(lines))
 
 
-@pytest.mark.xfail(reason="open: neighbour discovery for elsewhere, behind a router")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_six_hundred_packets_come_out_where_the_walk_says(place: Place, seed: int) -> None:
-    first = SEEDS.index(seed) * 1000
-    sent = [*Generator(place.stations, FAR, seed, first).packets(600)]
+    first = SEEDS.index(seed) * 2000
+    generator = Generator(place.stations, FAR, seed, first)
+    sent = [*generator.packets(600), *generator.honest(FAR[0])]
+    walks, seen = _compared(place, sent)
+    # Controls: both verdicts are there in numbers, and packets came out in every kind of place.
+    delivered = [walk for walk in walks.values() if walk.exits]
+    assert 100 < len(delivered) < len(sent) - 100
+    assert {"host", "wan0", "tap3", "tap4", "tap6"} <= {d for w in delivered for d in w.devices}
+    # The answers find their way back, also to networks with the same addresses.
+    answers = [*_answers(place, sent, seen, first + 1000)]
+    assert len(answers) > 20
+    walks, _seen_answers = _compared(place, answers)
+    back = {device for walk in walks.values() for device in walk.devices}
+    assert {"tap3", "tap5", "tap8", "tap9"} <= back
+
+
+def _compared(place: Place, sent: list[Sent]) -> tuple[dict[int, Walk], dict[int, Seen]]:
     seen = place.wires.send(sent)
     walks = {one.number: place.walker.walk(one.packet, one.enters, place.flows) for one in sent}
     wrong = [
@@ -189,10 +224,17 @@ def test_six_hundred_packets_come_out_where_the_walk_says(place: Place, seed: in
         if _exits(walks[one.number]) != _seen(seen.get(one.number))
     ]
     assert not wrong, f"{len(wrong)} of {len(sent)} disagree:\n" + "\n".join(wrong[:5])
-    # Controls: both verdicts are there in numbers, and packets came out in every kind of place.
-    delivered = [walk for walk in walks.values() if walk.exits]
-    assert 100 < len(delivered) < len(sent) - 100
-    assert {"host", "wan0", "tap3", "tap4", "tap6"} <= {d for w in delivered for d in w.devices}
+    return walks, seen
+
+
+def _answers(place: Place, sent: list[Sent], seen: dict[int, Seen], first: int) -> Iterator[Sent]:
+    """From outside, to what came out there."""
+    for number, one in enumerate(sent, first):
+        for frame in seen[one.number].frames.get("wan0", ()) if one.number in seen else ():
+            packet = answer(frame, one, number)
+            if packet is not None:
+                yield Sent(number, "wan0", packet)
+                break
 
 
 def test_a_capture_has_what_passed_and_nothing_else(place: Place) -> None:
@@ -215,9 +257,9 @@ def test_a_capture_has_what_passed_and_nothing_else(place: Place) -> None:
 
 
 def _exits(walk: Walk) -> frozenset[str]:
-    """Where it came out and from whom: the source address, as NAT left it."""
+    """Where it came out, from whom and to whom: the addresses as NAT left them."""
     return frozenset(
-        "host" if each.device == "host" else f"{_wire(each.device)} {_source(each.packet)}"
+        "host" if each.device == "host" else f"{_wire(each.device)} {_ends(each.packet)}"
         for each in walk.exits
     )
 
@@ -231,14 +273,14 @@ def _seen(seen: Seen | None) -> frozenset[str]:
     if seen is None:
         return frozenset()
     return frozenset(
-        f"{device} {_source(packet)}" if device != "host" else device
+        f"{device} {_ends(packet)}" if device != "host" else device
         for device, packets in seen.frames.items()
         for packet in packets
     )
 
 
-def _source(packet: Packet) -> str:
-    return str(packet.ip.source) if packet.ip else packet.source
+def _ends(packet: Packet) -> str:
+    return f"{packet.ip.source} > {packet.ip.destination}" if packet.ip else packet.source
 
 
 def _story(sent: Sent, walk: Walk, seen: Seen | None) -> str:
