@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,8 @@ from dvn.spec import Site, parse_site
 from dvn.tunnels.secrets import read_secrets
 from lab import linux
 from lab.attacks import ground
-from lab.attacks.case import Case, Phase, Shot
+from lab.attacks.case import Case, Phase, Role, Shot
+from lab.attacks.fence import Fence, one_cpu, receiver
 from lab.attacks.wire import RAW4, RAW6, Sightings, Wires, delivered, sender, watch
 from lab.host import Host
 from lab.hosts import Lab
@@ -35,6 +37,9 @@ _NFNL_CT_DELETE, _NETLINK_NETFILTER = 1 << 8 | 2, 12
 _REQUEST_ACK = 0x5
 _SITE_FORWARDING = "/proc/sys/net/ipv4/conf/ext0/forwarding"
 QUIET_S, LIMIT_S = 0.25, 20.0
+_WARM_S = (0.25, 1.5, 3.0)  # neighbour discovery asks again after one second (RFC 4861, 10)
+# Flows of a case must last from its first frame to its last, however slow the machine.
+_LASTING = {"udp_timeout": "3600", "icmp_timeout": "3600", "tcp_timeout_syn_sent": "3600"}
 
 # Machines answer for their addresses and say nothing else: no reset, no error, no echo reply. What
 # comes to them is seen on the wire before their own stack drops it.
@@ -94,6 +99,7 @@ class Bench:
         wanted = self._gateway().inside(partial(self._apply, change))
         if self._wires is None:
             self._wires = self._open_wires()
+            self._gateway().inside(_lasting, namespaces=linux.CLONE_NEWNET)
         self._forget()
         return wanted
 
@@ -116,19 +122,35 @@ class Bench:
         assert self._wires, "apply comes first"
         chosen = tuple(cases)
         sightings, before = Sightings(), self._wires.sent
-        if not self._warm:
-            # The gateway learns its neighbours by the first packets, and their order suffers.
-            self._wires.inject(_shots(chosen, Phase.CONTROL))
-            self._wires.settle(Sightings(), QUIET_S, LIMIT_S)
-            self._warm = True
-        self._forget_flows()
-        self._wires.discard()
-        for phase in Phase:
-            shots = _shots(chosen, phase)
-            if shots:
-                self._wires.inject(shots)
+        with one_cpu():
+            if not self._warm:
+                self._acquaint(self._wires, chosen)
+            self._forget_flows()
+            self._wires.discard()
+            for phase in Phase:
+                # Of each case the first frame, then the second: a handshake keeps its order.
+                for shots in rounds(chosen, phase):
+                    self._wires.inject(shots, sightings)
                 self._wires.settle(sightings, QUIET_S, LIMIT_S)
         return sightings, self._wires.sent - before
+
+    def _acquaint(self, wires: Wires, cases: Iterable[Case]) -> None:
+        """The gateway learns its neighbours by the first packets, and their order suffers."""
+        simple = [case for case in cases if not any(s.phase == Phase.SETUP for s in case.shots)]
+        shots = [shot for shots in rounds(simple, Phase.CONTROL) for shot in shots]
+        wanted = {
+            (case.number, place)
+            for case in simple
+            if any(shot.phase == Phase.CONTROL for shot in case.shots)
+            for place in case.arrives_at
+        }
+        for wait_s in _WARM_S:
+            seen = Sightings()
+            wires.inject(shots, seen)
+            wires.settle(seen, wait_s, LIMIT_S)
+            if all(place in seen.places(number, Role.CONTROL) for number, place in wanted):
+                break
+        self._warm = True
 
     # -- building
 
@@ -174,7 +196,11 @@ class Bench:
                 # of tenants have no business there.
                 tunnels = family == socket.AF_INET and protocol == socket.IPPROTO_GRE
                 places.append((ground.UNDERLAY if tunnels else ground.GATEWAY, raw))
-        return Wires(senders, places)
+        fence = Fence(
+            self._inside("cable", partial(sender, "one")),
+            self._inside("cable", partial(receiver, "two")),
+        )
+        return Wires(senders, places, fence)
 
     def _inside(self, host: str, make: Callable[[], socket.socket]) -> socket.socket:
         return self.hosts[host].inside(make, namespaces=linux.CLONE_NEWNET)
@@ -194,8 +220,10 @@ class Bench:
         self._gateway().inside(_flush_conntrack, namespaces=linux.CLONE_NEWNET)
 
 
-def _shots(cases: Iterable[Case], phase: Phase) -> list[Shot]:
-    return [shot for case in cases for shot in case.shots if shot.phase == phase]
+def rounds(cases: Iterable[Case], phase: Phase) -> list[list[Shot]]:
+    """What each case sends first, second and so on."""
+    each = ([shot for shot in case.shots if shot.phase == phase] for case in cases)
+    return [[shot for shot in shots if shot] for shots in zip_longest(*each)]
 
 
 def _with_sysctls(state: KernelState, kernel: LinuxKernel, keys: list[str]) -> KernelState:
@@ -220,6 +248,11 @@ def _own(*addresses: str) -> None:
     with Netlink() as netlink:
         for address in addresses:
             netlink.add_address("lo", f"{address}/{32 if '.' in address else 128}")
+
+
+def _lasting() -> None:
+    for name, seconds in _LASTING.items():
+        Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(seconds)
 
 
 def _flush_conntrack() -> None:

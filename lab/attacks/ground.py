@@ -5,8 +5,9 @@
     blue/farm  b1 b2        VLAN 103 disk      tunnel `far` to moon    closed, NAT
     blue/lab   b3 b4                                                   closed, no NAT
     blue/twin  b5 b6        the addresses of red/lab                   closed, NAT
+    blue/open  b7 b8                                                   open, no NAT
 
-    r1..b6 are machines behind ports of the gateway, pinned to their addresses but for r5; head and
+    r1..b8 are machines behind ports of the gateway, pinned to their addresses but for r5; head and
     disk behind its trunk to the switch `tor`; `site` behind ext0; cloud, moon and web (192.0.2.80,
     also 169.254.169.254) behind the router `internet` on wan0. Two ends of a bare cable show that a
     frame can be sent and seen.
@@ -112,6 +113,8 @@ NETS: tuple[Net, ...] = (
     Net("blue", "lab", 3, ("b3", "b4")),
     # The same addresses as red/lab's inside and outside, machine by machine.
     Net("blue", "twin", 66, ("b5", "b6"), (), False, "198.51.100.11", "2001:db8:1::11"),
+    # Two open networks know the way to each other, by the host's main table.
+    Net("blue", "open", 4, ("b7", "b8"), (), True),
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 One AF_PACKET socket (packet(7)) a place, without threads: frames wait in the socket until they are
 read. What reached the gateway's own sockets is seen by raw sockets, which get a copy of every
-packet that passed the input hook (raw(7)).
+packet that passed the input hook (raw(7)). How it is known that everything has come out: fence.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from lab.attacks.case import MAGIC, Role, Shot, markers
+from lab.attacks.fence import Fence, dropped
 from lab.attacks.ground import GATEWAY, UNDERLAY
 
 ETH_P_ALL = 3
@@ -22,6 +24,7 @@ SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
 SO_RCVBUFFORCE = 33
 _BUFFER = 64 << 20  # bytes a socket may hold until it is read
 _SNAP = 4096
+_AT_ONCE, _TRIES = 128, 5  # frames that wait together in a CPU's queue of 1000, copies and all
 
 # Protocols whose packets to the gateway's own sockets are looked for.
 RAW4 = (1, 2, 4, 6, 17, 33, 41, 47, 50, 51, 89, 112, 132, 136, 253)
@@ -83,9 +86,9 @@ class Wires:
 
     def __init__(
         self, senders: Mapping[tuple[str, str], socket.socket],
-        places: Iterable[tuple[str, socket.socket]],
+        places: Iterable[tuple[str, socket.socket]], fence: Fence,
     ) -> None:  # fmt: skip
-        self._senders = dict(senders)
+        self._senders, self._fence = dict(senders), fence
         self._places = {sock.fileno(): (place, sock) for place, sock in places}
         self._poll = select.poll()
         for number in self._places:
@@ -93,12 +96,26 @@ class Wires:
         self._buffer = bytearray(_SNAP)
         self.sent = 0
 
-    def inject(self, shots: Iterable[Shot]) -> None:
-        for shot in shots:
-            sock = self._senders[shot.host, shot.interface]
-            for frame in shot.frames():
-                sock.send(frame)
-                self.sent += 1
+    def inject(self, shots: Iterable[Shot], into: Sightings) -> None:
+        """Send all, and return when all have come to rest; what was seen is in `into`.
+
+        Raises StuckError.
+        """
+        frames = chain.from_iterable(self._frames(shot) for shot in shots)
+        while some := [*islice(frames, _AT_ONCE)]:
+            for _try in range(_TRIES):
+                before = dropped()
+                for sock, frame in some:
+                    sock.send(frame)
+                self.sent += len(some)
+                self._fence.wait()
+                self.read(into)
+                if dropped() == before:  # else some of these may have been lost
+                    break
+
+    def _frames(self, shot: Shot) -> Iterator[tuple[socket.socket, bytes]]:
+        sock = self._senders[shot.host, shot.interface]
+        return ((sock, frame) for frame in shot.frames())
 
     def read(self, into: Sightings) -> int:
         """All that waits. Returns how many markers were in it."""
@@ -113,7 +130,7 @@ class Wires:
         return found
 
     def settle(self, into: Sightings, quiet_s: float, limit_s: float) -> None:
-        """Read until no marker has come for a while."""
+        """Read until no marker has come for a while: what waited for a timer comes late."""
         end = time.monotonic() + limit_s
         last = time.monotonic()
         while time.monotonic() < end:
@@ -131,3 +148,4 @@ class Wires:
     def close(self) -> None:
         for sock in (*self._senders.values(), *(sock for _place, sock in self._places.values())):
             sock.close()
+        self._fence.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from lab.attacks.case import Case
 from lab.attacks.catalogue import (
@@ -40,6 +40,9 @@ def cases() -> Iterator[Case]:
     yield from numbered(ATTACKS)
 
 
-def some(every: int) -> Iterator[Case]:
-    """One in `every` cases of each attack, at least one: for where making all takes too long."""
-    yield from numbered(ATTACKS, every)
+def some(every: int, names: Container[str] = (), first: int = 0) -> Iterator[Case]:
+    """One in `every` cases of each attack, at least one, and the first cases of some attacks: for
+    where making all takes too long."""
+    yield from numbered(
+        ATTACKS, lambda a, place: place % every == 0 or (a.name in names and place < first)
+    )

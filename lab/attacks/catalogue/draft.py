@@ -68,13 +68,15 @@ class Attack:
     drafts: Callable[[], Iterable[Draft]]
 
 
-def numbered(attacks: Iterable[Attack], every: int = 1) -> Iterator[Case]:
+def numbered(
+    attacks: Iterable[Attack], wanted: Callable[[Attack, int], bool] = lambda attack, place: True
+) -> Iterator[Case]:
     """The cases with their bytes. A case's number depends only on the catalogue, not on what is
-    left out of a run; `every` leaves out all but one in so many of each attack."""
+    left out of a run; `wanted` says by an attack and a case's place in it what is made."""
     number = 0
     for attack in attacks:
         for place, draft in enumerate(attack.drafts()):
-            if place % every == 0:
+            if wanted(attack, place):
                 yield _case(number, attack, draft)
             number += 1
 
