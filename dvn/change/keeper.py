@@ -238,9 +238,10 @@ class Keeper:
         try:
             applied = self._target.repair(name)
         except (KernelError, SpecError, RuntimeError) as error:
-            # Who is quick enough takes it away before we have looked at it.
+            # What changed while we looked at it, or was taken away before we looked again: once
+            # more, soon. What goes on failing is held as a fight is.
             action, message = "failed", str(error)
-            self._next_resync = min(self._next_resync, now + _RETRY_S)
+            self._drift.happened(now)
         else:
             if not fight.on:
                 self._status.held.pop(name, None)
@@ -252,18 +253,19 @@ class Keeper:
         fight.who = who or fight.who
         fight.repaired(now, steps or (action,))
         self._report(name, action, who, steps, message)
-        self._hold(name, fight)
+        self._hold(name, fight, message)
 
-    def _hold(self, name: str, fight: Fight) -> None:
-        """Say that a fight is on, if one is."""
+    def _hold(self, name: str, fight: Fight, error: str) -> None:
+        """Say that a fight is on, or that repairs go on failing, if so."""
         now = self._clock()
         held = fight.held_until(now)
         if held is None:
             return
-        words = (
-            f"{fight.who or 'somebody'} undoes what is repaired, {fight.count} times within a "
-            f"minute: the next repair waits {held - now:.0f} s; stop one of the two"
-        )
+        times, wait = f"{fight.count} times within a minute", f"waits {held - now:.0f} s"
+        words = f"repairing failed {times}, the next one {wait}: {error}"
+        if fight.who or not error:
+            who = fight.who or "somebody"
+            words = f"{who} undoes what is repaired, {times}: the next {wait}; stop one of the two"
         self._status.held[name] = words
         self._next_resync = min(self._next_resync, held)
         self._report(name, "held", fight.who, (), words)
