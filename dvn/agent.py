@@ -144,6 +144,9 @@ class Agent:
         with self._lock:
             return self._wanted.sites() if self._wanted else {}
 
+    def waiting(self) -> frozenset[str]:
+        return frozenset(self._changes.pending.sites() if self._changes else ())
+
     def repair(self, name: str) -> Applied | None:
         with self._lock:
             if self._wanted is None or self._changes is None:

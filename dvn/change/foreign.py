@@ -189,6 +189,9 @@ class ForeignRules:
         self._nft = nft
         self._found: dict[Table, tuple[Dropper, ...]] = {}
 
+    def close(self) -> None:
+        self._nft.close()
+
     def look(self, ours: Ours, changed: frozenset[Table] | None = None) -> tuple[Dropper, ...]:
         """Raises KernelError."""
         chains = list(base_chains(self._nft.items("list chains")))

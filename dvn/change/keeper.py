@@ -23,7 +23,7 @@ from dvn.change import blame
 from dvn.change.drift import Debounce, Fight
 from dvn.change.foreign import Dropper, ForeignRules, Ours
 from dvn.change.names import AGENT, call_thread
-from dvn.change.watch import Event, Interest, Watch, concerns, is_echo, is_foreign_nft
+from dvn.change.watch import Event, Interest, Watch, concerns, is_foreign_nft
 from dvn.kernel import netlink as nl
 from dvn.kernel import rtnl
 from dvn.kernel.driver import KernelError
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 RESYNC_S = 60.0
 _RETRY_S = 5.0
+_DECIDED_POLL_S = 0.5  # how soon after a trial's end its site is looked at
 _KEPT_EVENTS = 256
 _KEPT_REPORTS = 50
 _SHOWN_STEPS = 10
@@ -48,6 +49,9 @@ class Target(Protocol):
     def wanted(self) -> Mapping[str, Site]:
         """By name, what each site is to be; without those whose change waits to be confirmed."""
 
+    def waiting(self) -> frozenset[str]:
+        """Sites whose change waits to be confirmed."""
+
     def repair(self, name: str) -> Applied | None:
         """Make the kernel as it is wanted; None if it is not to be touched now. Raises SpecError,
         ApplyError, KernelError."""
@@ -58,7 +62,11 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """Drift that was found. `action`: repaired, held (a fight) or failed."""
+    """Drift that was found. `action`: repaired, held (a fight) or failed.
+
+    `seconds`: from the first event to the end of the repair, verified, by the agent's clock; rather
+    too long than too short where it was busy when the event came. None: nothing announced it.
+    """
 
     time: str  # UTC, ISO 8601
     site: str
@@ -66,6 +74,7 @@ class Report:
     who: str
     steps: tuple[str, ...]
     message: str
+    seconds: float | None = None
 
 
 @dataclass
@@ -87,8 +96,12 @@ class Keeper:
         resync: float = RESYNC_S,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        watch: Callable[[], Watch] | None = None,
+        rules: Callable[[], ForeignRules] | None = None,
     ) -> None:
         self._target = target
+        self._open_watch = watch or _watch_now
+        self._open_rules = rules or (lambda: ForeignRules(Nft()))
         self._resync = resync
         self._clock = clock
         self._now = now
@@ -103,6 +116,9 @@ class Keeper:
         self._drift, self._rules = Debounce(), Debounce()
         self._fights: dict[str, Fight] = {}
         self._next_resync = 0.0
+        self._silent = 0.0  # when there was nothing to be read
+        self._since: float | None = None  # when the first event came that was not yet looked into
+        self._waiting: frozenset[str] = frozenset()
         self._interest: tuple[tuple[Site, ...], Interest] = ((), Interest())
 
     def start(self) -> None:
@@ -151,28 +167,28 @@ class Keeper:
             selector.select(seconds)
 
     def _watch(self) -> None:
-        names, stamped = _links_now()
-        watch, nft = Watch(names, stamped), Nft()
-        rules = ForeignRules(nft)
-        try:
-            with selectors.DefaultSelector() as selector:
-                watch.register(selector)
-                selector.register(self._woken, selectors.EVENT_READ, "wake")
-                self._status.watching, self._status.error = True, ""
-                self._tables = None
-                self._rules.happened(self._clock())
-                self._drift.happened(self._clock())
-                while not self._stopping:
+        with (
+            contextlib.closing(self._open_watch()) as watch,
+            contextlib.closing(self._open_rules()) as rules,
+            selectors.DefaultSelector() as selector,
+        ):
+            watch.register(selector)
+            selector.register(self._woken, selectors.EVENT_READ, "wake")
+            self._status.watching, self._status.error = True, ""
+            self._tables = None
+            self._rules.happened(self._clock())
+            self._drift.happened(self._clock())
+            while not self._stopping:
+                ready = selector.select(0)
+                if not ready:
                     ready = selector.select(self._patience())
-                    if any(key.data == "wake" for key, _mask in ready):
-                        self._drain()
-                        self._tables = None
-                        self._rules.happened(self._clock())
-                    self._take(watch.read())
-                    self._act(watch, rules)
-        finally:
-            watch.close()
-            nft.close()
+                    self._silent = self._clock()
+                if any(key.data == "wake" for key, _mask in ready):
+                    self._drain()
+                    self._tables = None
+                    self._rules.happened(self._clock())
+                self._hear(watch)
+                self._act(watch, rules)
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -181,7 +197,14 @@ class Keeper:
 
     def _patience(self) -> float:
         due = [at for at in (self._drift.due(), self._rules.due()) if at is not None]
-        return max(0.0, min([self._next_resync, *due]) - self._clock())
+        patience = max(0.0, min([self._next_resync, *due]) - self._clock())
+        return min(patience, _DECIDED_POLL_S) if self._waiting else patience
+
+    def _hear(self, watch: Watch) -> None:
+        """Take what there is. It came after the last time that there was nothing."""
+        begun = self._clock()
+        self._take(watch.read())
+        self._silent = begun
 
     def _take(self, events: Iterable[Event]) -> None:
         interest: Interest | None = None  # asked for once, and only if anything happened
@@ -197,6 +220,7 @@ class Keeper:
             if concerns(event, interest):
                 self._events.append(event)
                 self._drift.happened(self._clock())
+                self._since = self._silent if self._since is None else self._since
 
     def _interested(self) -> Interest:
         sites = tuple(self._target.wanted().values())
@@ -206,15 +230,19 @@ class Keeper:
 
     def _act(self, watch: Watch, rules: ForeignRules) -> None:
         now = self._clock()
+        if self._waiting and self._waiting - self._target.waiting():
+            self._drift.happened(now)  # decided: what happened meanwhile was not looked into
         due = self._drift.due()
         if (due is not None and now >= due) or now >= self._next_resync:
             self._drift.looked()
-            events = list(self._events)
+            events, since = list(self._events), self._since
             self._events.clear()
+            self._since = None
             self._next_resync = now + self._resync
+            # Before what is wanted is asked for: one that is decided in between is looked at twice.
+            self._waiting = self._target.waiting()
             for name in self._target.wanted():
-                self._look(name, events, watch)
-            self._take_echo(watch)
+                self._look(name, events, since, watch)
         due = self._rules.due()
         if due is not None and self._clock() >= due:
             self._rules.looked()
@@ -222,12 +250,7 @@ class Keeper:
             self._tables = set()
             self._name(rules.look(_ours(self._target), changed))
 
-    def _take_echo(self, watch: Watch) -> None:
-        """What our own writes announced needs no look: one followed them and has seen all of it.
-        What the kernel says that somebody else did to nftables stays an event."""
-        self._take(event for event in watch.read() if event.kind == "nft" and not is_echo(event))
-
-    def _look(self, name: str, events: list[Event], watch: Watch) -> None:
+    def _look(self, name: str, events: list[Event], since: float | None, watch: Watch) -> None:
         now = self._clock()
         fight = self._fights.setdefault(name, Fight())
         held = fight.held_until(now)
@@ -242,17 +265,22 @@ class Keeper:
             # more, soon. What goes on failing is held as a fight is.
             action, message = "failed", str(error)
             self._drift.happened(now)
+            self._since = since if self._since is None else self._since
         else:
             if not fight.on:
                 self._status.held.pop(name, None)
             if applied is None or not applied.steps:
                 return
             steps = applied.steps
-        self._take_echo(watch)  # a look may see what is done before it hears of it
-        who = self._who([*events, *self._events])
+        done = self._clock()
+        # A look may see what is done before it hears of it. What our own writes announce cannot be
+        # told from what somebody else did after we had read that part: it leads to one look more,
+        # which then writes nothing.
+        self._hear(watch)
+        who = self._who([*events, *(event for event in self._events if event.kind == "nft")])
         fight.who = who or fight.who
         fight.repaired(now, steps or (action,))
-        self._report(name, action, who, steps, message)
+        self._report(name, action, who, steps, message, None if since is None else done - since)
         self._hold(name, fight, message)
 
     def _hold(self, name: str, fight: Fight, error: str) -> None:
@@ -275,13 +303,21 @@ class Keeper:
         return blame.culprit(events, blame.running(), parents) if events else ""
 
     def _report(
-        self, site: str, action: str, who: str, steps: tuple[str, ...], message: str
+        self,
+        site: str,
+        action: str,
+        who: str,
+        steps: tuple[str, ...],
+        message: str,
+        seconds: float | None = None,
     ) -> None:
         stamp = self._now().isoformat(timespec="milliseconds")
-        self._status.reports.append(Report(stamp, site, action, who, steps[:_SHOWN_STEPS], message))
+        seconds = None if seconds is None else round(seconds, 3)
+        shown = steps[:_SHOWN_STEPS]
+        self._status.reports.append(Report(stamp, site, action, who, shown, message, seconds))
         log.warning(
-            "event=drift site=%s action=%s who=%r steps=%d first=%r message=%r",
-            site, action, who, len(steps), steps[0] if steps else "", message,
+            "event=drift site=%s action=%s who=%r steps=%d first=%r message=%r seconds=%s",
+            site, action, who, len(steps), steps[0] if steps else "", message, seconds,
         )  # fmt: skip
 
     def _name(self, found: tuple[Dropper, ...]) -> None:
@@ -294,17 +330,19 @@ class Keeper:
         self._status.foreign = found
 
 
-def _links_now() -> tuple[dict[int, str], frozenset[int]]:
-    sock = nl.Socket()
+def _watch_now() -> Watch:
+    """It hears first and then reads which links there are: none is made in between."""
+    watch = Watch({}, frozenset())
     try:
-        links = rtnl.dump_links(sock)
-    finally:
-        sock.close()
-    stamped = frozenset(
-        link.index for link in links if link.alias.startswith(ALIAS_PREFIX)
-        or link.group == LINK_GROUP
-    )  # fmt: skip
-    return {link.index: link.name for link in links}, stamped
+        with contextlib.closing(nl.Socket()) as sock:
+            for link in rtnl.dump_links(sock):
+                watch.reader.names[link.index] = link.name
+                if link.alias.startswith(ALIAS_PREFIX) or link.group == LINK_GROUP:
+                    watch.reader.stamped.add(link.index)
+    except OSError:
+        watch.close()
+        raise
+    return watch
 
 
 def _interest(sites: Iterable[Site]) -> Interest:

@@ -39,7 +39,7 @@ def changes(
         if old is not None and same(old, table):
             continue
         # Delete and create are one transaction: packets meet the old table or the new one.
-        if table.listing:
+        if table.listing and not stands(old, table):
             first += [DelTable(key)] if old else []
             first.append(LoadTable(table))
         elif old is None:
@@ -52,6 +52,14 @@ def changes(
             _elements(old, table, first, last)
     last += [DelTable(key) for key in have if key not in want]
     return _transaction(first), _transaction(last)
+
+
+def stands(old: NftTable | None, table: NftTable) -> bool:
+    """Whether a change can leave the table where it is. Of one that goes back to its listing only
+    that has the words of the rules: if they are others, it is loaded as a whole."""
+    if old is None or old.frame() != table.frame():
+        return False
+    return not table.listing or frozenset(old.chains) == frozenset(table.chains)
 
 
 def same(one: NftTable, two: NftTable) -> bool:

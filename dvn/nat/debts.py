@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from dvn.kernel import nftdiff
 from dvn.kernel.conntrack import Flows
 from dvn.kernel.nftcommands import AddElements, DelElements
 from dvn.kernel.state import Element, KernelState, NftSet, NftTable
@@ -33,13 +34,13 @@ class Debts:
         left = dict.fromkeys(Flows(int(mark)) for (mark,) in sorted(self._left))
         self.flows = tuple(left | dict.fromkeys(stale(observed, desired)))
         # Where a table is made anew, so is the set.
-        stays = {(t.family, t.name): t.frame() for t in desired.tables if not t.listing}
+        wanted = {(table.family, table.name): table for table in desired.tables}
         self._table = next(
             (
                 (table.family, table.name)
                 for table in observed.tables
                 if any(each.name == DEBTS.name for each in table.sets)
-                and stays.get((table.family, table.name)) == table.frame()
+                and _stands(table, wanted.get((table.family, table.name)))
             ),
             None,
         )
@@ -60,6 +61,10 @@ class Debts:
         done = self._noted | (self._left if self._table else frozenset())
         if self._table and done:
             yield NftChange((DelElements(self._table, DEBTS, done),))
+
+
+def _stands(table: NftTable, wanted: NftTable | None) -> bool:
+    return wanted is not None and nftdiff.stands(table, wanted)
 
 
 def _owed(table: NftTable) -> frozenset[Element]:

@@ -155,6 +155,7 @@ class Repair(Model):
     who: str  # as far as it is known
     steps: tuple[str, ...]
     message: str
+    seconds: float | None = None  # from the event to the repair's end; None: nothing announced it
 
 
 class Drift(Model):

@@ -125,7 +125,8 @@ def _show_drift(drift: dict[str, Any] | None) -> None:
     for repair in drift["repairs"][-_REPAIRS_SHOWN:]:
         what = repair["message"] or "; ".join(repair["steps"][:3])
         who = f", by {repair['who']}" if repair["who"] else ""
-        line(f"drift: {repair['action']} {ago(repair['time'])} ago{who}: {what}")
+        within = f" within {repair['seconds']:.1f} s" if repair["seconds"] is not None else ""
+        line(f"drift: {repair['action']}{within}, {ago(repair['time'])} ago{who}: {what}")
 
 
 def _until(instant: str, now: str) -> str:

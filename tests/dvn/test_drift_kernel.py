@@ -16,14 +16,16 @@ from dvn import agent
 from dvn.change.pending import Pending
 from lab.host import wait_for
 from lab.hosts import Lab
+from lab.kernel.vm import MARK
 from tests.dvn.change_place import GOOD, WITH_A_SERVICE, ChangePlace, site, wish
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
 SOCKET = "/run/dvn/agent.sock"
-LIMIT_S = 1.0
-# The lab's machines share a few slow cores; what is promised is a second of the gateway's own time.
-SLOW = 10.0
+# Promised is a second from the event to the end of the repair, by the agent's own clock. Where the
+# processor is emulated, it is ten times slower; bench/converge measures it where it is not.
+EMULATED = os.environ.get(MARK) == "vm"
+LIMIT_S = 10.0 if EMULATED else 1.0
 
 
 class Kept:
@@ -63,15 +65,17 @@ class Kept:
         assert answer["ok"], answer
         return answer
 
-    def clean(self) -> bool:
-        return bool(
-            self.ask({"op": "plan", "site": site(GOOD).model_dump(mode="json")})["steps"] == []
-        )
+    def left(self) -> list[str]:
+        """What the agent would change to have the first site."""
+        answer = self.ask({"op": "plan", "site": site(GOOD).model_dump(mode="json")})
+        steps: list[str] = answer.get("steps", [answer.get("error", "no answer")])
+        return steps
 
-    def seconds_until(self, done: Callable[[], bool]) -> float:
-        start = time.monotonic()
+    def clean(self) -> bool:
+        return self.left() == []
+
+    def wait_until(self, done: Callable[[], object]) -> None:
         wait_for(done, 30, what="it is repaired or named", interval=0.02)
-        return time.monotonic() - start
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +108,19 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "who"), DAMAGES)
-def test_drift_is_repaired_at_once(quiet: Kept, damage: str, who: str) -> None:
+def test_drift_is_repaired_at_once(
+    quiet: Kept, damage: str, who: str, record_property: Callable[[str, object], None]
+) -> None:
     before = len(quiet.drift()["repairs"])
     quiet.place.gw.script(damage)
     # A look that was under way may fail over it; the next one follows at once.
-    took = quiet.seconds_until(lambda: bool(quiet.repaired(before)))
+    quiet.wait_until(lambda: bool(quiet.repaired(before)))
     report = quiet.repaired(before)[-1]
     assert report["steps"]
+    assert report["seconds"] < LIMIT_S
+    record_property("seconds", report["seconds"])
     assert who in " ".join(each["who"] for each in quiet.drift()["repairs"][before:])
     assert quiet.clean()
-    assert took < LIMIT_S * SLOW
 
 
 DROPS = """nft -f - <<'END'
@@ -127,14 +134,16 @@ END
 def test_a_foreign_drop_is_named_and_left_alone(quiet: Kept) -> None:
     assert quiet.drift()["foreign"] == []
     quiet.place.gw.script(DROPS)
-    took = quiet.seconds_until(lambda: quiet.drift()["foreign"] != [])
+    start = time.monotonic()
+    quiet.wait_until(lambda: quiet.drift()["foreign"])
+    took = time.monotonic() - start
     (named,) = quiet.drift()["foreign"]
     assert "nft chain inet theirs f, hook forward, would drop packets of our networks" in named
     assert "(theirs)" in named
-    assert took < LIMIT_S * SLOW
+    assert took < LIMIT_S
     assert "drop" in quiet.place.gw.script("nft list table inet theirs").stdout
     quiet.place.gw.script("nft delete table inet theirs")
-    quiet.seconds_until(lambda: quiet.drift()["foreign"] == [])
+    quiet.wait_until(lambda: quiet.drift()["foreign"] == [])
 
 
 def test_who_undoes_us_again_and_again_is_held_and_named(quiet: Kept) -> None:
@@ -142,7 +151,7 @@ def test_who_undoes_us_again_and_again_is_held_and_named(quiet: Kept) -> None:
         quiet.place.gw.script("nft delete table bridge dvn-cnaf || true")
         return bool(quiet.drift()["held"])
 
-    quiet.seconds_until(held)
+    quiet.wait_until(held)
     (words,) = quiet.drift()["held"].values()
     assert "nft (process" in words
     assert "undoes what is repaired" in words
@@ -154,13 +163,12 @@ def test_what_is_done_by_hand_stands_until_the_daemon_has_another_file(quiet: Ke
     assert "stands: restart the daemon" in note[0]
     assert quiet.place.planned(WITH_A_SERVICE) == ()
     quiet.place.gw.script("nft flush ruleset")
-    quiet.seconds_until(lambda: quiet.place.planned(WITH_A_SERVICE) == ())
+    quiet.wait_until(lambda: quiet.place.planned(WITH_A_SERVICE) == ())
     assert quiet.apply(WITH_A_SERVICE)["applied"]["notes"] == []
     assert quiet.apply(GOOD)["applied"]["notes"] == []
     assert quiet.clean()
 
 
-@pytest.mark.xfail(reason="open: with routers the undo leaves a difference")
 def test_what_waits_to_be_confirmed_is_not_undone_as_drift(quiet: Kept) -> None:
     def tried() -> Pending:
         changes = quiet.place.changes()
@@ -174,8 +182,9 @@ def test_what_waits_to_be_confirmed_is_not_undone_as_drift(quiet: Kept) -> None:
     quiet.place.gw.script("ip link set b-cms-farm mtu 1300")
     # The control: others' rules are still heard of, so the event of that link was too.
     quiet.place.gw.script(DROPS)
-    quiet.seconds_until(lambda: quiet.drift()["foreign"] != [])
+    quiet.wait_until(lambda: quiet.drift()["foreign"])
     assert len(quiet.drift()["repairs"]) == before
     quiet.place.gw.script("nft delete table inet theirs")
     quiet.place.gw.inside(lambda: quiet.place.changes().undo("cnaf", "enough"))
-    quiet.seconds_until(quiet.clean)
+    # What went on meanwhile is looked into now that it is decided.
+    quiet.wait_until(quiet.clean)
