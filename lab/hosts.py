@@ -57,6 +57,10 @@ QUIET_IPV6 = {
     "net.ipv6.conf.default.accept_dad": "0",
     "net.ipv6.conf.default.addr_gen_mode": "1",
 }
+# As where nobody has loaded br_netfilter, which turns these on in every namespace there is.
+PLAIN_BRIDGES = {
+    f"net.bridge.bridge-nf-call-{name}": "0" for name in ("iptables", "ip6tables", "arptables")
+}
 _ANSWER_LIMIT_S = 300.0  # a host that is removed may wait for the kernel; no longer than this
 _lab_numbers = itertools.count(1)
 
@@ -159,7 +163,7 @@ class Lab:
             cores=cores,
             memory_mb=spec.memory_mb,
             private=kinds,
-            sysctls={**QUIET_IPV6, **spec.sysctls},
+            sysctls={**QUIET_IPV6, **PLAIN_BRIDGES, **spec.sysctls},
             keep=_kept_paths(),
         )
         host = Host(spec, int(answer["pid"]), self)

@@ -132,7 +132,8 @@ def _configure_network(sysctls: Mapping[str, str]) -> None:
         try:
             file.write_text(value)
         except FileNotFoundError as error:
-            if not key.startswith("net.ipv6."):  # a kernel without IPv6 is no reason to fail
+            # A kernel without IPv6 is no reason to fail, nor one without br_netfilter.
+            if not key.startswith(("net.ipv6.", "net.bridge.")):
                 raise OSError(f"sysctl {key} does not exist in this kernel") from error
     rtnl.set_up("lo")
 
