@@ -147,6 +147,13 @@ class Agent:
     def waiting(self) -> frozenset[str]:
         return frozenset(self._changes.pending.sites() if self._changes else ())
 
+    def planned(self, name: str) -> tuple[str, ...]:
+        with self._lock:
+            site = self._wanted.sites().get(name) if self._wanted else None
+            if site is None or self._wanted is None:
+                return ()
+            return self._engine.plan(site, keep_dynamic=not self._wanted.speaks_for(name)).lines()
+
     def repair(self, name: str) -> Applied | None:
         with self._lock:
             if self._wanted is None or self._changes is None:

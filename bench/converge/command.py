@@ -21,7 +21,7 @@ from lab.kernel.runner import run as run_there
 from lab.kernel.vm import MARK
 
 _TIMEOUT_S = 10_800.0
-PARTS = ("cold", "restart", "peers", "paths")
+PARTS = ("cold", "restart", "drift", "peers", "paths")
 
 
 def add(commands: Any) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from bench.converge import converging, paths, peers, restart, standin
+from bench.converge import converging, drifting, paths, peers, restart, standin
 from bench.converge.content import make_site
 from bench.converge.space import in_space
 from bench.converge.states import differences
@@ -50,6 +50,8 @@ def measure(wanted: Wanted) -> dict[str, Any]:
         figures |= _converging(wanted)
     if "restart" in wanted.parts:
         figures |= _restarts(wanted)
+    if "drift" in wanted.parts:
+        figures |= _drifts(wanted)
     if "paths" in wanted.parts:
         figures |= _paths(wanted)
     if "peers" in wanted.parts:
@@ -64,6 +66,14 @@ def _restarts(wanted: Wanted) -> dict[str, Any]:
         "restart_writes": max(row["writes"] + row["steps"] for row in rows),
         "restart_packets_lost": max(row["packets_lost"] for row in rows),
         "restart_runs": rows,
+    }
+
+
+def _drifts(wanted: Wanted) -> dict[str, Any]:
+    rows = [in_space(partial(drifting.drift, wanted.sizes[1])) for _ in range(wanted.runs)]
+    return {
+        "drift_s_1000": max(median(row[name] for row in rows) for name in rows[0]),
+        "drift_runs": rows,
     }
 
 

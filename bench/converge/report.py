@@ -19,6 +19,7 @@ TARGETS: tuple[tuple[str, str, str, float], ...] = (
     ("change_cpu_ms_4000", "of that on a processor, the kernel's part too, ms", "", 0.0),
     ("change_ratio_4000_100", "the same, large / small size", "<", 1.5),
     ("restart_s_1000", "restart until in control, middle size, s", "<", 2.0),
+    ("drift_s_1000", "from a foreign change to its repair, middle size, s", "<", 1.0),
     ("nat_path_ratio", "packet path, 10,000 NAT entries / 10", ">", 0.95),
     ("gretap_ratio", "gretap / plain path", ">", 0.9),
     ("wireguard_ratio", "wireguard / plain path", "", 0.0),

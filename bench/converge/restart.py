@@ -19,7 +19,7 @@ from bench.converge.standin import stands_in
 from dvn.agent_client import AgentClient, AgentUnavailable
 from dvn.spec import Port, Site
 
-_SOCKET = Path("/run/dvn/agent.sock")
+SOCKET = Path("/run/dvn/agent.sock")
 _PATIENCE_S = 600.0
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
@@ -33,20 +33,20 @@ def restart(count: int) -> dict[str, Any]:
     again, and have it apply the site once more."""
     site = _with_ports(make_site(count))
     with _machine(0) as machine, _machine(1):
-        with _agent():
-            _applied(site)
+        with agent():
+            applied(site)
             answered = _ping(machine)
             events = _Events()
         begin = time.perf_counter()  # the first was killed
-        with _agent():
-            applied = _applied(site)
+        with agent():
+            again = applied(site)
             seconds = time.perf_counter() - begin
         sent, received = _answered(answered)
         announced = events.count()
     return {
         "seconds": seconds,
-        "steps": len(applied.steps),
-        "writes": applied.netlink_writes + applied.nft_writes + applied.sysctl_writes,
+        "steps": len(again.steps),
+        "writes": again.netlink_writes + again.nft_writes + again.sysctl_writes,
         "announced": announced,
         "packets_sent": sent,
         "packets_lost": sent - received,
@@ -102,9 +102,9 @@ def _answered(ping: subprocess.Popen[str]) -> tuple[int, int]:
 
 
 @contextmanager
-def _agent() -> Iterator[subprocess.Popen[bytes]]:
+def agent() -> Iterator[subprocess.Popen[bytes]]:
     module = "bench.converge.standin" if stands_in() else "dvn.agent"
-    argv = [sys.executable, "-m", module, "--socket", str(_SOCKET)]
+    argv = [sys.executable, "-m", module, "--socket", str(SOCKET)]
     process = subprocess.Popen([*argv, *([",".join(stands_in())] if stands_in() else [])])
     try:
         yield process
@@ -113,8 +113,8 @@ def _agent() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _applied(site: Site) -> Any:
-    client = AgentClient(_SOCKET, timeout=_PATIENCE_S)
+def applied(site: Site) -> Any:
+    client = AgentClient(SOCKET, timeout=_PATIENCE_S)
     end = time.monotonic() + _PATIENCE_S
     while True:
         try:

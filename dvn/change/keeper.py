@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 RESYNC_S = 60.0
 _RETRY_S = 5.0
 _DECIDED_POLL_S = 0.5  # how soon after a trial's end its site is looked at
+_FAILED = ("failed",)  # stands for the steps of a repair that came to nothing
 _KEPT_EVENTS = 256
 _KEPT_REPORTS = 50
 _SHOWN_STEPS = 10
@@ -51,6 +52,9 @@ class Target(Protocol):
 
     def waiting(self) -> frozenset[str]:
         """Sites whose change waits to be confirmed."""
+
+    def planned(self, name: str) -> tuple[str, ...]:
+        """What a repair would do; raises as it does."""
 
     def repair(self, name: str) -> Applied | None:
         """Make the kernel as it is wanted; None if it is not to be touched now. Raises SpecError,
@@ -80,6 +84,7 @@ class Report:
 @dataclass
 class _Status:
     watching: bool = False
+    settled: bool = False  # what was announced has been looked into
     error: str = ""
     reports: deque[Report] = field(default_factory=lambda: deque(maxlen=_KEPT_REPORTS))
     foreign: tuple[Dropper, ...] = ()
@@ -140,6 +145,7 @@ class Keeper:
         status = self._status
         return {
             "watching": status.watching,
+            "settled": status.settled,
             "error": status.error,
             "repairs": [asdict(report) for report in tuple(status.reports)],
             "foreign": [str(dropper) for dropper in status.foreign],
@@ -181,7 +187,9 @@ class Keeper:
             while not self._stopping:
                 ready = selector.select(0)
                 if not ready:
+                    self._status.settled = self._drift.due() is None
                     ready = selector.select(self._patience())
+                    self._status.settled = False
                     self._silent = self._clock()
                 if any(key.data == "wake" for key, _mask in ready):
                     self._drain()
@@ -253,12 +261,10 @@ class Keeper:
     def _look(self, name: str, events: list[Event], since: float | None, watch: Watch) -> None:
         now = self._clock()
         fight = self._fights.setdefault(name, Fight())
-        held = fight.held_until(now)
-        if held is not None:
-            self._next_resync = min(self._next_resync, held)
-            return
         action, steps, message = "repaired", tuple[str, ...](), ""
         try:
+            if fight.on(now) and self._waits(name, fight):
+                return
             applied = self._target.repair(name)
         except (KernelError, SpecError, RuntimeError) as error:
             # What changed while we looked at it, or was taken away before we looked again: once
@@ -267,7 +273,7 @@ class Keeper:
             self._drift.happened(now)
             self._since = since if self._since is None else self._since
         else:
-            if not fight.on:
+            if not fight.on(now):
                 self._status.held.pop(name, None)
             if applied is None or not applied.steps:
                 return
@@ -279,17 +285,25 @@ class Keeper:
         self._hear(watch)
         who = self._who([*events, *(event for event in self._events if event.kind == "nft")])
         fight.who = who or fight.who
-        fight.repaired(now, steps or (action,))
+        what = steps or _FAILED
+        count = fight.repaired(now, what)
         self._report(name, action, who, steps, message, None if since is None else done - since)
-        self._hold(name, fight, message)
+        held = fight.held_until(now, what)
+        if held is not None:
+            self._hold(name, fight, message, count, held)
 
-    def _hold(self, name: str, fight: Fight, error: str) -> None:
-        """Say that a fight is on, or that repairs go on failing, if so."""
+    def _waits(self, name: str, fight: Fight) -> bool:
+        """Whether what is to be repaired is what somebody undoes, and has to wait."""
         now = self._clock()
-        held = fight.held_until(now)
-        if held is None:
-            return
-        times, wait = f"{fight.count} times within a minute", f"waits {held - now:.0f} s"
+        held = fight.held_until(now, _FAILED) or fight.held_until(now, self._target.planned(name))
+        if held is not None:
+            self._next_resync = min(self._next_resync, held)
+        return held is not None
+
+    def _hold(self, name: str, fight: Fight, error: str, count: int, held: float) -> None:
+        """Say that a fight is on, or that repairs go on failing."""
+        times = f"{count} times within a minute"
+        wait = f"waits {held - self._clock():.0f} s"
         words = f"repairing failed {times}, the next one {wait}: {error}"
         if fight.who or not error:
             who = fight.who or "somebody"

@@ -161,6 +161,7 @@ class Repair(Model):
 class Drift(Model):
     watching: bool  # the kernel's events are heard; else there is only the slow look
     error: str
+    settled: bool = True  # what was announced has been looked into
     repairs: tuple[Repair, ...]  # the newest last
     foreign: tuple[str, ...]  # other people's rules that would drop our packets
     held: dict[str, str]  # by site: a fight with somebody who undoes every repair

@@ -51,11 +51,17 @@ def test_states_that_differ_are_told() -> None:
 @pytest.mark.timeout(300)
 def test_it_runs_and_gives_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    argv = [sys.executable, "-m", "bench", "converge", "--quick", "--only", "cold,restart"]
+    argv = [sys.executable, "-m", "bench", "converge", "--quick", "--only", "cold,restart,drift"]
     subprocess.run([*argv, "--json", file], check=True, timeout=280)
     figures = json.loads(file.read_text())
     assert figures["stand_in"] == {}
-    for name in ("cold_ratio_1000", "noop_ratio_4000", "change_ms_4000", "restart_s_1000"):
+    for name in (
+        "cold_ratio_1000",
+        "noop_ratio_4000",
+        "change_ms_4000",
+        "restart_s_1000",
+        "drift_s_1000",
+    ):
         assert figures[name] > 0
     assert (figures["restart_writes"], figures["restart_packets_lost"]) == (0, 0)
     assert all(row["same_end_state"] for row in figures["by_size"].values())

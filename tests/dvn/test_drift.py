@@ -39,35 +39,53 @@ def test_a_burst_is_one_look_soon_after_its_end() -> None:
 SAME = ("+ table inet dvn-cnaf",)
 
 
-def test_a_fight_is_held_longer_and_longer_and_ends_when_it_is_quiet() -> None:
-    fight = Fight()
-    now = 100.0
+def fought(fight: Fight, now: float) -> float:
+    """The time after a fight about SAME has begun."""
     for _ in range(FIGHTS - 1):
         fight.repaired(now, SAME)
         now += 0.2
-        assert fight.held_until(now) is None
-    fight.repaired(now, SAME)
+        assert fight.held_until(now, SAME) is None
+    assert not fight.on(now)
+    assert fight.repaired(now, SAME) == FIGHTS
+    return now
+
+
+def test_a_fight_is_held_longer_and_longer_and_ends_when_it_is_quiet() -> None:
+    fight = Fight()
+    now = fought(fight, 100.0)
     waits = []
     for _ in range(8):
-        held = fight.held_until(now)
+        held = fight.held_until(now, SAME)
         assert held is not None
+        assert fight.on(now)
         waits.append(held - now)
         now = held
-        assert fight.held_until(now) is None
+        assert fight.held_until(now, SAME) is None
         fight.repaired(now, SAME)
     assert waits[0] == pytest.approx(FIRST_WAIT_S)
     assert waits == sorted(waits)
     assert waits[-1] == pytest.approx(LONGEST_WAIT_S)
     now += LONGEST_WAIT_S + FIGHT_WINDOW_S
-    assert fight.held_until(now) is None
-    assert not fight.on
+    assert not fight.on(now)
+    assert fight.held_until(now, SAME) is None
+    fought(fight, now)
 
 
 def test_different_repairs_are_no_fight() -> None:
     fight = Fight()
     for number in range(FIGHTS * 4):
         fight.repaired(number * 0.1, (f"+ link {number}",))
-        assert fight.held_until(number * 0.1) is None
+        assert not fight.on(number * 0.1)
+
+
+def test_while_a_fight_is_on_other_repairs_do_not_wait() -> None:
+    fight, other = Fight(), ("~ link b-cms-farm: mtu 1300 => 1500",)
+    now = fought(fight, 100.0)
+    held = fight.held_until(now, SAME)
+    assert fight.held_until(now, other) is None
+    fight.repaired(now, other)
+    assert fight.held_until(now, other) is None
+    assert fight.held_until(now, SAME) == held  # nor is it put off by them
 
 
 def message(kind: int, payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from dvn.change.drift import FIGHTS
 from dvn.change.foreign import Dropper, ForeignRules, Ours
 from dvn.change.keeper import Keeper
 from dvn.change.watch import Event, Reader, Table, Watch
@@ -16,11 +17,15 @@ from dvn.kernel.driver import KernelError
 from dvn.kernel.state import KernelState
 from dvn.spec import Site
 from dvn.status import Applied
+from lab.process import wait_for
 from tests.dvn.sites import full_site
 
 LIMIT_S = 20.0  # for what takes a tenth of a second
 LONG_S = 1000.0  # between slow looks: what is seen within the test was announced
 OURS = Event("link", "link b-cms-farm", "b-cms-farm", ours=True)
+
+
+MEND = ("~ link b-cms-farm: mtu 1300 => 1500",)
 
 
 class Announced(Watch):
@@ -72,7 +77,7 @@ class Place:
         self.names = names or ("cnaf",)
         self.watch = Announced()
         self.rules = NoRules()
-        self.broken = False
+        self.broken: tuple[str, ...] = ()  # what is to be done about it
         self.undecided: frozenset[str] = frozenset()
         self.during: Callable[[int], None] = lambda _look: None  # called late in each look
         self.looks: list[str] = []
@@ -88,9 +93,11 @@ class Place:
     def state(self) -> KernelState:
         return KernelState()
 
+    def planned(self, _name: str) -> tuple[str, ...]:
+        return self.broken
+
     def repair(self, name: str) -> Applied:
-        steps = ("~ link b-cms-farm: mtu 1300 => 1500",) if self.broken else ()
-        self.broken = False
+        steps, self.broken = self.broken, ()
         if steps:
             self.watch.announce(OURS)  # the kernel tells us of our own work, too
         try:
@@ -101,8 +108,8 @@ class Place:
                 self._looked.notify_all()
         return Applied(steps, len(steps), 0, 0, verified=True)
 
-    def damage(self) -> None:
-        self.broken = True
+    def damage(self, mend: tuple[str, ...] = MEND) -> None:
+        self.broken = mend
         self.watch.announce(OURS)
 
     def wait_for_looks(self, count: int, name: str = "cnaf") -> bool:
@@ -132,16 +139,31 @@ def test_what_somebody_does_while_we_look_is_looked_into() -> None:
 def test_what_somebody_does_while_we_repair_is_looked_into() -> None:
     """It comes among the announcements of our own writes, and looks like one of them."""
     place = Place()
-    place.broken = True
+    place.broken = MEND
     place.during = lambda look: place.damage() if look == 1 else None
     with kept(place) as keeper:
         assert place.wait_for_looks(3)
     assert [each["action"] for each in keeper.status()["repairs"]] == ["repaired"] * 2
 
 
+def test_it_is_settled_when_all_that_was_announced_is_looked_into() -> None:
+    place = Place()
+    seen: list[bool] = []
+    keepers: list[Keeper] = []
+    place.during = lambda _look: seen.extend(each.status()["settled"] for each in keepers)
+    with kept(place) as keeper:
+        assert place.wait_for_looks(1)
+        wait_for(lambda: keeper.status()["settled"], LIMIT_S, what="it is settled")
+        keepers.append(keeper)
+        place.watch.announce(OURS)
+        assert place.wait_for_looks(2)
+        wait_for(lambda: keeper.status()["settled"], LIMIT_S, what="it is settled again")
+    assert seen == [False]
+
+
 def test_our_own_writes_lead_to_one_look_more_and_no_further() -> None:
     place = Place()
-    place.broken = True
+    place.broken = MEND
     with kept(place):
         assert place.wait_for_looks(2)
         # What is announced now is looked into after any look that were due by then.
@@ -154,7 +176,7 @@ def test_our_own_writes_lead_to_one_look_more_and_no_further() -> None:
 def test_a_repair_that_failed_is_made_again_and_counts_from_the_first_event() -> None:
     def fails_once(look: int) -> None:
         if look == 2:
-            place.broken = True  # still
+            place.broken = MEND  # still
             raise KernelError("it changed while it was read")
 
     place = Place()
@@ -176,7 +198,7 @@ def test_what_happened_during_a_trial_is_looked_into_when_it_is_decided() -> Non
         place.undecided = frozenset({"cnaf"})
         place.watch.announce(OURS)
         assert place.wait_for_looks(2, "bari")
-        place.broken = True
+        place.broken = MEND
         assert place.looks.count("cnaf") == 1
         place.undecided = frozenset()
         assert place.wait_for_looks(2)
@@ -203,8 +225,24 @@ def test_the_time_of_a_repair_is_from_the_event_and_never_too_short(held_s: floa
 
 def test_what_nothing_announced_has_no_time() -> None:
     place = Place()
-    place.broken = True
+    place.broken = MEND
     with kept(place) as keeper:
         assert place.wait_for_looks(2)
     (report,) = keeper.status()["repairs"]
     assert report["seconds"] is None
+
+
+def test_while_one_repair_is_held_another_is_made_at_once() -> None:
+    """Somebody undoes one thing again and again: that is no licence to break others."""
+    other = ("+ table bridge dvn-cnaf",)
+    place = Place()
+    place.broken = MEND
+    place.during = lambda look: place.damage() if look <= FIGHTS else None
+    with kept(place) as keeper:
+        wait_for(lambda: keeper.status()["held"], LIMIT_S, what="the fight is held")
+        assert place.broken == MEND  # and stays so for now
+        place.damage(other)
+        wait_for(lambda: not place.broken, LIMIT_S, what="the other is repaired")
+    repairs = [each["steps"] for each in keeper.status()["repairs"] if each["steps"]]
+    assert repairs == [MEND] * FIGHTS + [other]
+    assert keeper.status()["held"]
