@@ -19,13 +19,14 @@ from lab.host import wait_for
 from lab.hosts import Lab
 from tests.dvn.change_place import GOOD, WITH_A_SERVICE, ChangePlace, site, wish
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
 SOCKET = "/run/dvn/agent.sock"
 # Promised is a second from the event to the end of the repair, by the agent's own clock. Where the
 # processor is emulated, it is ten times slower; bench/converge measures it where it is not.
 EMULATED = "QEMU TCG" in Path("/proc/cpuinfo").read_text()
 LIMIT_S = 10.0 if EMULATED else 1.0
+PATIENCE_S = 180.0  # for who gets little of a busy machine; the slow look would be within it
 
 
 class Kept:
@@ -34,12 +35,12 @@ class Kept:
     def __init__(self, place: ChangePlace) -> None:
         self.place = place
         self.agent = place.child(lambda: agent.main(["--socket", SOCKET]))
-        wait_for(lambda: self.drift()["watching"], 60, what="the agent watches")
+        wait_for(lambda: self.drift()["watching"], PATIENCE_S, what="the agent watches")
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         def talk() -> dict[str, Any]:
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(30)
+                sock.settimeout(PATIENCE_S)
                 sock.connect(SOCKET)
                 sock.sendall(json.dumps(request).encode() + b"\n")
                 with sock.makefile("rb") as answer:
@@ -75,7 +76,7 @@ class Kept:
         return self.left() == []
 
     def wait_until(self, done: Callable[[], object]) -> None:
-        wait_for(done, 30, what="it is repaired or named", interval=0.02)
+        wait_for(done, PATIENCE_S, what="it is repaired or named", interval=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,7 @@ def test_drift_is_repaired_at_once(
     quiet.wait_until(lambda: bool(quiet.repaired(before)))
     report = quiet.repaired(before)[-1]
     assert report["steps"]
+    assert report["seconds"] is not None  # else the event was lost, and the slow look found it
     assert report["seconds"] < LIMIT_S
     record_property("seconds", report["seconds"])
     assert who in " ".join(each["who"] for each in quiet.drift()["repairs"][before:])
