@@ -163,7 +163,7 @@ class LabCloud:
         self.fabric.close()
         self.backend.close()
 
-    def wait_until_ready(self, timeout: float = 120) -> None:
+    def wait_until_ready(self, timeout: float = 300) -> None:
         """Wait until the API answers: moto needs seconds to load. Raises what loading raised."""
         if not self._loaded.wait(timeout):
             raise TimeoutError(f"the lab EC2 was not ready after {timeout:g} s")

@@ -119,7 +119,7 @@ class Story:
         self.gw1.script(f"install -d -o {site.DAEMON_USER} -m 0700 /var/lib/dvn")
         self.write_site_file()
         if self._warm_start:
-            warm.wait_ready(self._on_gw1(WARM_SOCKET), 120)
+            warm.wait_ready(self._on_gw1(WARM_SOCKET), 300)
         self.phases["lab up"] = time.monotonic() - began
 
     def _start_farm(self) -> None:
@@ -165,7 +165,7 @@ class Story:
     # The product, by its command line
 
     def dvn(
-        self, *arguments: str, check: bool = True, timeout: float = 120
+        self, *arguments: str, check: bool = True, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run the `dvn` command on the gateway host, as root."""
         if not self._warm_start:
@@ -203,7 +203,7 @@ class Story:
             )
         if wait:
             self.gw1.wait_for(
-                lambda: self.status() is not None, 120, what="the daemon's API", interval=0.5
+                lambda: self.status() is not None, 300, what="the daemon's API", interval=0.5
             )
 
     def _log_file(self) -> Path:
