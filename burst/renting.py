@@ -293,6 +293,8 @@ def _lease(
         gre_key=key,
         wanted=paper.world.now,
         reserved=reserve if offer.price_per_hour else Decimal(0),
+        spot=offer.spot,
+        unit=offer.unit,
     )
     paper.keep(lease)
     paper.by_pool.setdefault(pool.name, []).append(name)
