@@ -152,6 +152,8 @@ class _Hands:
             user_data=user_data,
             spot=before.spot,
             max_price=before.price_per_hour if before.spot else None,
+            network=before.network,
+            address=before.address,
         )
         asked = launching(before, self.clock())
         self.store.update(asked)

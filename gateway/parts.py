@@ -19,7 +19,7 @@ from burst.providers.base import Misconfigured, Provider
 from gateway.enrol import EnrolServer
 from gateway.loops.lending import LazyProvider
 from gateway.loops.network import Agent
-from gateway.sections import BurstConfig
+from gateway.sections import BurstConfig, Ec2, Libvirt
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.tls import TlsIdentity
@@ -27,6 +27,7 @@ from gateway.tokens import SiteSecret, token_hash
 
 if TYPE_CHECKING:
     from burst.providers.ec2 import Ec2Provider
+    from burst.providers.libvirt import LibvirtProvider
 
 
 def utc_now() -> datetime:
@@ -71,7 +72,33 @@ def _lrms(_config: BurstConfig) -> Lrms:
 def _provider(file: SiteFile, name: str) -> Provider:
     if file.burst is None:
         raise KeyError(name)
+    config = file.burst.providers[name]
+    if isinstance(config, Libvirt):
+        return LazyProvider(name, lambda: libvirt_provider(file, name, config))
     return LazyProvider(name, lambda: ec2_provider(file, name))
+
+
+def libvirt_provider(file: SiteFile, name: str, config: Libvirt) -> LibvirtProvider:
+    from burst.providers.libvirt import LibvirtProvider
+    from burst.providers.libvirt_domain import LibvirtConfig
+
+    return LibvirtProvider(
+        name,
+        LibvirtConfig(
+            uri=config.uri,
+            site=file.site.site,
+            images={key: image.image() for key, image in config.images.items()},
+            types={key: kind.flavour() for key, kind in config.types.items()},
+            storage=config.storage,
+            cores=config.cores,
+            memory_mb=config.memory,
+            reserve_cores=config.reserve_cores,
+            reserve_memory_mb=config.reserve_memory,
+            virtualization=config.virtualization,
+            mtu=config.mtu,
+        ),
+        clock=utc_now,
+    )
 
 
 def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
@@ -79,6 +106,7 @@ def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
 
     assert file.burst is not None
     config = file.burst.providers[name]
+    assert isinstance(config, Ec2)
     if config.credentials is not None and not Path(config.credentials).is_file():
         raise Misconfigured(f"provider {name}: there is no credentials file {config.credentials}")
     pools = (pool for pool in file.burst.pools.values() if pool.provider == name)

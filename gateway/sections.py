@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_
 
 from burst.join.bundle import BundleError, Mount
 from burst.model import Policy, Pool
+from burst.providers.libvirt_domain import Flavour, Image
 from dvn.forms import Model, fault
 from dvn.values import AddressField, Name, in_range, one_or_more
 from gateway.units import AbsolutePath, Addresses, Duration, Money, SocketPath
@@ -60,6 +61,21 @@ def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
             Mount.parse(text)
         except BundleError as error:
             raise fault(str(error)) from None
+    return value
+
+
+def _libvirt_uri(value: str) -> str:
+    scheme, _, rest = value.partition("://")
+    if not rest or scheme.split("+")[0] != "qemu":
+        raise fault(
+            f"uri {value!r} is no hypervisor we know",
+            "write qemu:///system, or qemu+ssh://USER@HOST/system for another host",
+        )
+    if rest.partition("?")[0].rstrip("/").rpartition("/")[2] != "system":
+        raise fault(
+            f"uri {value!r} is not the system's libvirt",
+            "end it with /system: a session's machines cannot be put into a network",
+        )
     return value
 
 
@@ -169,6 +185,73 @@ class Ec2(Model):
     """An EC2 key pair for logging in by ssh; none unless given."""
 
 
+class ImageConfig(Model):
+    """What a hypervisor's machines boot from."""
+
+    volume: str
+    """A volume of the storage pool; never written to, each machine has an overlay."""
+    format: Literal["qcow2", "raw"] = "qcow2"
+    """The volume's format."""
+    kernel: AbsolutePath | None = None
+    """A kernel on the hypervisor that is booted directly; the image's own boot loader unless
+    given."""
+    initrd: AbsolutePath | None = None
+    """Its initramfs."""
+    cmdline: str = ""
+    """Its command line."""
+
+    def image(self) -> Image:
+        return Image(self.volume, self.format, self.kernel or "", self.initrd or "", self.cmdline)
+
+
+class FlavourConfig(Model):
+    """One type of virtual machine."""
+
+    cores: Count
+    """Virtual cores; each is a core of the hypervisor."""
+    memory: Annotated[int, AfterValidator(in_range("memory", 128, 16_777_216))]
+    """MiB."""
+    disk: Annotated[int, AfterValidator(in_range("disk", 1, 65_536))] = 10
+    """GiB, of which only what is written takes room."""
+    image: Name
+    """A name under `images`."""
+    price: Money = Decimal(0)
+    """For an hour; what costs nothing needs no budget."""
+
+    def flavour(self) -> Flavour:
+        return Flavour(self.cores, self.memory, self.disk, self.image, self.price)
+
+
+class Libvirt(Model):
+    """Virtual machines on a hypervisor of the site or of a partner."""
+
+    type: Literal["libvirt"]
+    """Which kind of provider."""
+    uri: Annotated[str, AfterValidator(_libvirt_uri), Field(examples=["qemu:///system"])]
+    """libvirt's connection URI: `qemu:///system`, `qemu+ssh://dvn@hv2.example.org/system`."""
+    storage: str = "default"
+    """The storage pool of images, overlays and seeds."""
+    images: Annotated[dict[Name, ImageConfig], AfterValidator(_some)]
+    """What machines boot from, by name."""
+    types: Annotated[dict[Name, FlavourConfig], AfterValidator(_some)]
+    """The sizes of machines, by name."""
+    cores: Count | None = None
+    """The most cores that borrowed machines may have there together; all of them unless given."""
+    memory: Annotated[int, AfterValidator(in_range("memory", 128, 16_777_216))] | None = None
+    """The same for memory, in MiB."""
+    reserve_cores: Annotated[int, AfterValidator(in_range("number", 0, 10_000))] = 0
+    """Cores of the hypervisor that no machine gets."""
+    reserve_memory: Annotated[int, AfterValidator(in_range("memory", 0, 16_777_216))] = 1024
+    """MiB of the hypervisor that no machine gets."""
+    virtualization: Literal["kvm", "qemu"] = "kvm"
+    """`qemu` emulates, ten times slower: for trying things where there is no KVM."""
+    mtu: Annotated[int, AfterValidator(in_range("MTU", 1280, 9216))] = 1500
+    """Of the machines' interface."""
+
+
+ProviderConfig = Annotated[Ec2 | Libvirt, Field(discriminator="type")]
+
+
 class PoolConfig(Model):
     """One tenant's way to one provider: which jobs, which machines, how many."""
 
@@ -255,7 +338,7 @@ class BurstConfig(Model):
 
     lrms: SlurmConfig
     """The batch system."""
-    providers: Annotated[dict[Name, Ec2], AfterValidator(_some)]
+    providers: Annotated[dict[Name, ProviderConfig], AfterValidator(_some)]
     """Where machines come from, by name."""
     pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
     """Which jobs may go to which machines, by name."""

@@ -16,7 +16,7 @@ from dvn.forms import nearest, validate
 from dvn.located import Located, Path_, Problem, SpecError
 from dvn.spec import Site
 from dvn.values import Address
-from gateway.sections import BurstConfig, GatewayConfig, PoolConfig, policy_of
+from gateway.sections import BurstConfig, GatewayConfig, Libvirt, PoolConfig, policy_of
 
 FOREIGN = ("gateway", "burst")
 
@@ -99,6 +99,9 @@ def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
         )
     for name, pool in burst.pools.items():
         yield from _pool_conflicts(site, burst, name, pool)
+    for name, provider in burst.providers.items():
+        if isinstance(provider, Libvirt):
+            yield from _hypervisor_conflicts(burst, name, provider)
     yield from _shared(burst)
     for tenant in burst.budgets:
         if tenant not in site.tenants:
@@ -116,6 +119,20 @@ def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
             "policy",
             "backoff_first",
         )
+
+
+def _hypervisor_conflicts(burst: BurstConfig, name: str, provider: Libvirt) -> Iterator[Problem]:
+    """Types of images that are not there, and pools that ask for types that are not there."""
+    for kind, flavour in provider.types.items():
+        if flavour.image not in provider.images:
+            what = f"there is no image `{flavour.image}`"
+            fix = nearest(flavour.image, provider.images)
+            yield _problem(what, fix, "providers", name, "types", kind, "image")
+    for pool_name, pool in burst.pools.items():
+        missing = [kind for kind in pool.types if kind not in provider.types]
+        if pool.provider == name and missing:
+            what = f"provider `{name}` has no type `{missing[0]}`"
+            yield _problem(what, nearest(missing[0], provider.types), "pools", pool_name, "types")
 
 
 def _pool_conflicts(

@@ -33,6 +33,8 @@ ONLY_IN = {
     "werkzeug": {"lab"},
     "scapy": {"lab"},
     "matplotlib": {"lab"},
+    "libvirt": {"burst", "dvn"},
+    "pycdlib": {"burst"},
 }
 
 

@@ -57,6 +57,8 @@ class LaunchRequest:
     user_data: str
     spot: bool = False  # as a spot machine ...
     max_price: Decimal | None = None  # ... for at most so much an hour, in the site's currency
+    network: str = ""  # the tenant's network; for providers whose machines are in it from the start
+    address: str = ""  # the machine's address inside it
 
 
 class Provider(Protocol):

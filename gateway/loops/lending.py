@@ -22,6 +22,10 @@ class LazyProvider:
         self._made: Provider | None = None
         self._lock = threading.Lock()
 
+    @property
+    def offers_last(self) -> timedelta:
+        return _offers_last(self._made)
+
     def _provider(self) -> Provider:
         with self._lock:
             if self._made is None:
@@ -41,6 +45,12 @@ class LazyProvider:
         self._provider().terminate(machine_ids)
 
 
+def _offers_last(provider: Provider | None) -> timedelta:
+    """How long this provider's offers are good for; it may say so itself."""
+    own: timedelta = getattr(provider, "offers_last", OFFERS_LAST)
+    return own
+
+
 class ProviderReader:
     """The question the burst loop asks; raises what the provider raises for its machines.
 
@@ -57,7 +67,7 @@ class ProviderReader:
     def __call__(self) -> ProviderFacts:
         machines = tuple(self._provider.machines())
         now, error = self._clock(), ""
-        if self._offered is None or now - self._offered >= OFFERS_LAST:
+        if self._offered is None or now - self._offered >= _offers_last(self._provider):
             try:
                 self._offers = tuple(self._provider.offers())
                 self._offered = now
