@@ -46,6 +46,7 @@ class Job:
     estimated_start: datetime | None = None
     name: str = ""
     comment: str = ""
+    home: str = ""  # the queue it was moved from and `unroute` returns it to (PBS, Torque, LSF)
 
 
 class NodeState(StrEnum):

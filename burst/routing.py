@@ -103,7 +103,7 @@ def _chosen(
 
 def _take_back(paper: Round, pool: Pool, jobs: list[Job], why: str) -> None:
     for job in jobs:
-        if job.partitions == (pool.partition,):
+        if job.partitions == (pool.partition,) and not job.home:
             text = f"it was submitted to {pool.partition} alone; {why}"
             paper.answer(job.id, "waits-for-pool", text)
         else:
