@@ -105,7 +105,9 @@ def parts_of(
     """What the networks and tunnels add, or `some` of them."""
     if some is None:
         some = (*networks_of(context.site), *context.site.tunnels())
-    of_networks = [one.network for one in PASSES if one.network]
+    only_bridged = context.site.here is not None
+    passes = [one for one in PASSES if not (only_bridged and one.routed)]
+    of_networks = [one.network for one in passes if one.network]
     of_tunnels = [one.tunnel for one in PASSES if one.tunnel]
     for each in some:
         if isinstance(each, Tunnel):

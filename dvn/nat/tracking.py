@@ -158,4 +158,4 @@ def _state(
     return KernelState(tables=(NftTable("inet", table_name(context.site.site), sets, chains),))
 
 
-TRACKING = Pass("tracking", frame=_frame, network=_network)
+TRACKING = Pass("tracking", frame=_frame, network=_network, routed=True)

@@ -192,4 +192,4 @@ def _state(
     return KernelState(tables=(table,))
 
 
-TRANSLATION = Pass("translation", frame=_frame, network=_network)
+TRANSLATION = Pass("translation", frame=_frame, network=_network, routed=True)

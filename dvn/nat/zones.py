@@ -216,6 +216,11 @@ def _frame(context: Context) -> KernelState:
 def _network(context: Context, owned: NetworkOf) -> KernelState:
     """What the sets hold of one network."""
     bridge, router, network = owned.bridge, owned.router, owned.network
+    if context.site.here is not None:
+        # Only bridged here: nothing of it is for this host, or goes through it in any other way.
+        only = _sets({"networks": {(bridge,)}, "same": {(bridge, bridge)}})
+        some = tuple(each for each in only if each.elements)
+        return KernelState(tables=(NftTable("inet", table_name(context.site.site), some),))
     mark = str(mark_of(context.numbers[owned.tenant, owned.name]))
     both: set[Element] = {(bridge,), (router,)}
     elements: dict[str, set[Element]] = {
