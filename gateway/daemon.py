@@ -20,6 +20,7 @@ from gateway.loops.loop import Loop
 from gateway.loops.network import NetworkLoop, NetworkView
 from gateway.parts import Joining, Parts
 from gateway.sitefile import SiteFile
+from gateway.steady import SteadyClock
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,12 +37,12 @@ class Daemon:
     def __init__(self, file: SiteFile, parts: Parts) -> None:
         self._file = file
         self._parts = parts
-        self._clock = parts.clock
         self._stopping = threading.Event()
         self._drain = False
         self._returned = False
         self._enrol_error: str | None = ""  # None: it listens
         self._store = Store.open(file.gateway.state)
+        self._clock = SteadyClock(parts.clock, parts.monotonic, self._store.latest_instant())
         self._joining: Joining | None = None
         self._forget_draining()  # it may have been killed while it returned everything
         self.network = NetworkLoop(
@@ -94,7 +95,11 @@ class Daemon:
             network=self._network_view,
             clock=self._clock,
             answer_timeout=self._file.gateway.answer_timeout,
+            resumed=self._clock_resumed,
         )
+
+    def _clock_resumed(self) -> datetime | None:
+        return self._clock.jumped
 
     def _network_view(self) -> NetworkView:
         view = self.network.view

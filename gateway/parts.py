@@ -6,6 +6,7 @@ thread that uses them first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ class Parts:
     provider: Callable[[SiteFile, str], Provider]
     joining: Callable[[SiteFile, Store], Joining]
     clock: Callable[[], datetime] = utc_now
+    monotonic: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)

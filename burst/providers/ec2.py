@@ -210,7 +210,8 @@ class Ec2Provider:
             private_address=instance.get("PrivateIpAddress", ""),
             public_address=instance.get("PublicIpAddress", ""),
             launched=instance.get("LaunchTime"),
-            ended=_instant(ended[1]) if ended and leaving else None,
+            # EC2 names the whole second that had begun: what was begun is billed.
+            ended=_instant(ended[1]) + timedelta(seconds=1) if ended and leaving else None,
         )
 
     def _learn_shapes(self, names: Sequence[str]) -> None:

@@ -32,6 +32,10 @@ class Store:
         """Open and, where needed, create or upgrade. Raises `gateway.store.engine.StoreError`."""
         return cls(open_engine(url))
 
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -126,6 +130,11 @@ class Store:
             query = query.where(t.events.c.lease == lease)
         with reading(self._engine) as c:
             return [Event(**row) for row in c.execute(query).mappings()]
+
+    def latest_instant(self) -> datetime | None:
+        """The latest instant in the timeline: it has passed, whatever a clock says now."""
+        with reading(self._engine) as c:
+            return c.execute(select(t.events.c.at).order_by(t.events.c.id.desc()).limit(1)).scalar()
 
     # -- money -------------------------------------------------------------------------------
 
