@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -141,6 +141,25 @@ class LibvirtProvider:
                 if domain is not None:
                     self._remember(domain)
 
+    def places(self) -> Mapping[str, int]:
+        """Cores by lease id of all our domains that have not ended, started or not."""
+        with self._lock:
+            return {
+                lease_of_uuid(domain.uuid): domain.cores
+                for domain in self._host.domains()
+                if self._ours(domain) and not _over(domain)
+            }
+
+    def cores_of(self, kind: str) -> int:
+        """The cores of a machine of this type. Raises Misconfigured."""
+        return self._flavour(kind).cores
+
+    def _flavour(self, kind: str) -> Flavour:
+        found = self.config.types.get(kind)
+        if found is None:
+            raise Misconfigured(f"provider {self.name} has no type {kind}: see `types`")
+        return found
+
     def _made(self, request: LaunchRequest, names: Names, found: Domain | None) -> Domain:
         config = self.config
         flavour = config.types[request.type]
@@ -184,9 +203,7 @@ class LibvirtProvider:
 
     def _names(self, request: LaunchRequest) -> Names:
         config = self.config
-        flavour = config.types.get(request.type)
-        if flavour is None:
-            raise Misconfigured(f"provider {self.name} has no type {request.type}: see `types`")
+        flavour = self._flavour(request.type)
         if flavour.image not in config.images:
             raise Misconfigured(f"type {request.type}: there is no image {flavour.image}")
         try:

@@ -247,7 +247,7 @@ def test_an_image_that_is_not_there_says_where_to_look() -> None:
         ({"address": ""}, "lease 0123"),
     ],
 )
-def test_a_request_that_cannot_be(changes: dict[str, str], said: str) -> None:
+def test_a_request_that_cannot_be(changes: dict[str, Any], said: str) -> None:
     host = stand_in()
     with pytest.raises(Misconfigured, match=said):
         provider(host).launch(replace(REQUEST, **changes))
