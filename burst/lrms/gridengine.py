@@ -142,7 +142,7 @@ class GridEngine(Adapter):
                     f"node {node} is in queue {', '.join(sorted(foreign))}, not a borrowed one: "
                     "it stays"
                 )
-            jobs = [job.id for job in self._read_jobs(self._clock()) if node in job.node_names]
+            jobs = self._jobs_on(node)
             if jobs or seen.allocated_cores:
                 raise LrmsError(f"node {node} is not removed: it is busy with {', '.join(jobs)}")
             if seen.state is not NodeState.DOWN:

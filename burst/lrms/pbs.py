@@ -153,7 +153,7 @@ class _Pbs(Adapter):
         if not self._partitions & set(seen.features):
             raise LrmsError(f"node {node} serves no queue of borrowed nodes: it stays")
         # Torque and PBS hold a lost node's job in state R until it is requeued.
-        jobs = [job.id for job in self._read_jobs(self._clock()) if node in job.node_names]
+        jobs = self._jobs_on(node)
         if seen.allocated_cores or jobs:
             raise LrmsError(f"node {node} is not removed: it is busy with {', '.join(jobs)}")
         done = self._command("qmgr", "-c", f"delete node {node}")

@@ -69,7 +69,7 @@ def xml_objects(command: str, text: str, tag: str, name: str) -> dict[str, Attri
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         raise LrmsError(f"{command}: the answer is not XML ({error}): {text[:80]!r}") from error
-    found = {}
+    found: dict[str, Attributes] = {}
     for item in root.iter(tag):
         values = {part.tag: _content(part) for part in item}
         found[str(values.get(name, ""))] = values

@@ -13,6 +13,7 @@ from burst.model import Farm, Job, JobState, Node, NodeState
 
 FRESH = timedelta(seconds=5)  # a reading this young is trusted for a job's queues
 WAITING = (JobState.PENDING, JobState.HELD)
+BUSY = (JobState.RUNNING, JobState.COMPLETING)
 CLOSED = (NodeState.DRAINING, NodeState.DRAINED)
 
 
@@ -76,6 +77,11 @@ class Adapter(ABC):
                 job = replace(job, partitions=changed[job.id], home=kept)
             jobs.append(job)
         self._seen = Farm(self._seen.taken, tuple(jobs), self._seen.nodes)
+
+    def _jobs_on(self, node: str) -> list[str]:
+        """The jobs that a node has now; ended ones may still be listed with its name."""
+        jobs = self._read_jobs(self._clock())
+        return [job.id for job in jobs if node in job.node_names and job.state in BUSY]
 
     def _node(self, name: str) -> Node | None:
         """The node as it is now, not as the last snapshot had it."""
