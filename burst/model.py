@@ -293,6 +293,12 @@ class Pool:
     max_machines: int = 10
     addresses: tuple[str, ...] = ()  # inner addresses that leases of this pool may take
     features: tuple[str, ...] = ()  # what a job may ask of a node and find on a borrowed one
+    unit: str = ""  # of what its provider charges; see `Offer.unit`
+
+    @property
+    def account(self) -> str:
+        """Whose budget pays for its machines; see `account_of`."""
+        return account_of(self.tenant, self.provider, self.unit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,9 @@ class Daemon:
             return None
         self._joining = self._parts.joining(self._file, self._store)
         self._store.joins.changed = self._wake_burst
-        books = Books(self._store, config.budgets, self._clock, self._network_loop.wake)
+        books = Books(
+            self._store, config.budgets, self._clock, self._network_loop.wake, config.quotas
+        )
         return BurstLoop(
             pools=self._file.pools,
             policy=self._file.policy,

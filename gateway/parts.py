@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burst.lrms.base import Lrms
 from burst.model import Lease
+from burst.money.prices import PriceFileError, Pricing, read_price_file
 from burst.providers.base import Misconfigured, Provider
 from gateway.enrol import EnrolServer
 from gateway.loops.lending import LazyProvider
@@ -75,9 +78,25 @@ def _provider(file: SiteFile, name: str) -> Provider:
     if file.burst is None:
         raise KeyError(name)
     config = file.burst.providers[name]
+    pricing = partial(pricing_of, file, name)
     if isinstance(config, Libvirt):
-        return LazyProvider(name, lambda: libvirt_provider(file, name, config))
-    return LazyProvider(name, lambda: ec2_provider(file, name))
+        return LazyProvider(name, lambda: libvirt_provider(file, name, config), pricing)
+    return LazyProvider(name, lambda: ec2_provider(file, name), pricing)
+
+
+def pricing_of(file: SiteFile, name: str) -> Pricing:
+    """How the site prices a provider's machines. Raises `Misconfigured` for a wrong price file."""
+    assert file.burst is not None
+    quota = any(name in providers for providers in file.burst.quotas.values())
+    path = file.burst.price_files.get(name)
+    if path is None:
+        return Pricing(quota)
+    try:
+        return Pricing(quota, read_price_file(Path(path).read_text(encoding="utf-8"), path))
+    except OSError as error:
+        raise Misconfigured(f"price file {path}: {error.strerror}") from error
+    except (PriceFileError, UnicodeDecodeError) as error:
+        raise Misconfigured(str(error)) from error
 
 
 def libvirt_provider(file: SiteFile, name: str, config: Libvirt) -> LibvirtProvider:
@@ -125,11 +144,18 @@ def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
             profile=config.profile,
             endpoint=config.endpoint,
             prices=config.prices,
+            rate=_rate(file.burst, config.currency),
+            on_demand=config.spot != "only",
+            spot=config.spot != "no",
             public_address=config.public_address,
             key_name=config.key_name,
             read_timeout=file.gateway.answer_timeout,
         ),
     )
+
+
+def _rate(burst: BurstConfig, currency: str) -> Decimal:
+    return Decimal(1) if currency == burst.currency else burst.exchange[currency]
 
 
 def _joining(file: SiteFile, store: Store) -> Joining:

@@ -5,8 +5,9 @@ What one value can say is checked here; what needs two of them in `sitefile.py`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_
 
 from burst.join.bundle import BundleError, Mount
 from burst.model import Policy, Pool
+from burst.money.limits import Limit, since
 from burst.providers.libvirt_domain import Flavour, Image
 from dvn.forms import Model, fault
 from dvn.values import AddressField, Name, in_range, one_or_more
@@ -79,6 +81,13 @@ def _libvirt_uri(value: str) -> str:
     return value
 
 
+def _currency(value: str) -> str:
+    if not re.fullmatch("[A-Z]{3}", value):
+        raise fault(f"{value!r} is not a currency", "write its ISO 4217 code, such as EUR")
+    return value
+
+
+Currency = Annotated[str, AfterValidator(_currency)]
 Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
 Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
 Names = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
@@ -178,7 +187,12 @@ class Ec2(Model):
     profile: str = "default"
     """The section of the credentials file."""
     prices: dict[str, Money] = Field(default_factory=dict)
-    """For an hour of each type; those not given are asked of AWS's price list."""
+    """For an hour of each type on demand, in the site's currency; those not given are asked of
+    AWS's price list."""
+    currency: Currency = "USD"
+    """Of its price list and of its spot prices."""
+    spot: Literal["no", "also", "only"] = "no"
+    """Whether spot machines are rented: they are cheaper, and may be taken back."""
     public_address: bool = True
     """Whether EC2 gives each machine a public address."""
     key_name: str = ""
@@ -288,9 +302,23 @@ class PoolConfig(Model):
             **{
                 field.name: getattr(self, field.name)
                 for field in fields(Pool)
-                if field.name != "name"
+                if field.name not in ("name", "unit")  # the unit is the provider's
             },
         )
+
+
+class PeriodConfig(Model):
+    """A limit for one more period."""
+
+    limit: Money
+    """The most that may be spent and reserved in one period."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
+    period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
+
+    def as_limit(self) -> Limit:
+        return Limit(self.limit, self.period, self.soft)
 
 
 class BudgetConfig(Model):
@@ -298,23 +326,34 @@ class BudgetConfig(Model):
 
     limit: Money
     """The most that may be spent and reserved in one period."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
     period: Literal["day", "week", "month", "year", "ever"] = "month"
     """By the calendar, in UTC; a week begins on Monday."""
+    also: tuple[PeriodConfig, ...] = ()
+    """More limits that hold at the same time: so much a month, and of it so much a day."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        own = Limit(self.limit, self.period, self.soft)
+        return (own, *(one.as_limit() for one in self.also))
 
     def since(self, now: datetime) -> datetime:
         """The start of the period that `now` is in."""
-        day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        match self.period:
-            case "day":
-                return day
-            case "week":  # ISO 8601: from Monday
-                return day - timedelta(days=day.weekday())
-            case "month":
-                return day.replace(day=1)
-            case "year":
-                return day.replace(month=1, day=1)
-            case "ever":
-                return datetime(1970, 1, 1, tzinfo=UTC)
+        return since(self.period, now)
+
+
+class QuotaConfig(Model):
+    """What a tenant may take of one provider, in core-hours instead of money."""
+
+    core_hours: Money
+    """The most that may be used and reserved in one period: cores of machines, times hours."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
+    period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit(self.core_hours, self.period, self.soft),)
 
 
 def _policy_field(kind: Any) -> Any:
@@ -342,8 +381,18 @@ class BurstConfig(Model):
     """Where machines come from, by name."""
     pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
     """Which jobs may go to which machines, by name."""
+    currency: Currency = "USD"
+    """Of all budgets, prices and costs, as ISO 4217 writes it."""
+    exchange: dict[Currency, Money] = Field(default_factory=dict)
+    """What one unit of another currency costs in the site's: `{USD: 0.92}`."""
+    price_files: dict[Name, AbsolutePath] = Field(default_factory=dict)
+    """CSV files of prices in the site's currency, by provider; the first line names the columns:
+    `type,price_per_hour[,zone][,spot]`."""
     budgets: dict[Name, BudgetConfig] = Field(default_factory=dict)
     """Money by tenant. A tenant without a budget borrows nothing that costs."""
+    quotas: dict[Name, dict[Name, QuotaConfig]] = Field(default_factory=dict)
+    """Core-hours by tenant and provider. Machines of a provider named here cost core-hours, not
+    money, and a tenant without a quota there borrows none."""
     policy: PolicyConfig = PolicyConfig()
     """The numbers of a decision."""
 

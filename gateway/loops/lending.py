@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from burst.model import Machine, Offer, ProviderFacts
+from burst.money.prices import Pricing
 from burst.providers.base import LaunchRequest, Provider, ProviderError
 
 OFFERS_LAST = timedelta(minutes=5)  # prices and zones change seldom, and listing them is slow
@@ -16,9 +17,17 @@ class LazyProvider:
     """A provider made when it is first asked: its library takes seconds to load, in the thread
     that asks, while the loops run already. Making it may fail, and is tried again."""
 
-    def __init__(self, name: str, make: Callable[[], Provider]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Provider],
+        pricing: Callable[[], Pricing] = Pricing,
+    ) -> None:
+        """`pricing` is asked at each look at the offers, so that a changed price file counts; it
+        may raise a `ProviderError`, and then the offers of last time stay."""
         self.name = name
         self._make = make
+        self._pricing = pricing
         self._made: Provider | None = None
         self._lock = threading.Lock()
 
@@ -33,7 +42,8 @@ class LazyProvider:
             return self._made
 
     def offers(self) -> Sequence[Offer]:
-        return self._provider().offers()
+        pricing = self._pricing()
+        return tuple(pricing.price(offer) for offer in self._provider().offers())
 
     def launch(self, request: LaunchRequest) -> Machine:
         return self._provider().launch(request)
