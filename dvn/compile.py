@@ -95,7 +95,8 @@ def context_of(site: Site, host: Host, before: Context | None = None) -> Context
 
 def frames_of(context: Context) -> Iterator[KernelState]:
     """What does not depend on how many networks there are; nothing of a site without any."""
-    if any(tenant.networks for tenant in context.site.tenants.values()):
+    site = context.site
+    if site.closed or any(tenant.networks for tenant in site.tenants.values()):
         yield from (each.frame(context) for each in PASSES if each.frame)
 
 

@@ -45,6 +45,8 @@ class Daemon:
         self._clock = SteadyClock(parts.clock, parts.monotonic, self._store.latest_instant())
         self._joining: Joining | None = None
         self._forget_draining()  # it may have been killed while it returned everything
+        self.hosts = parts.hosts(file, self._clock)
+        hosts = self.hosts
         self.network = NetworkLoop(
             site=file.site,
             agent=parts.agent(file),
@@ -52,11 +54,14 @@ class Daemon:
             clock=self._clock,
             reconcile=file.gateway.reconcile,
             changed=self._wake_burst,
+            machines=(lambda _site: hosts.reports.joined().site) if hosts else lambda site: site,
         )
         interval = file.gateway.interval
         self._network_loop = Loop(
             "network", self.network.round, interval=interval, clock=self._clock
         )
+        if hosts:
+            hosts.serve(self.network.site_now, self._network_loop.wake)
         self.burst = self._make_burst()
         self._burst_loop = Loop("burst", self._round, interval=interval, clock=self._clock)
         self._first_round = threading.Event()
@@ -74,6 +79,7 @@ class Daemon:
             enrolment=lambda: self._joining.server if self._joining else None,
             enrolment_error=lambda: self._enrol_error or "",
             wake=self._wake_burst,
+            hosts=hosts,
             drift=parts.agent(file).drift,  # a connection of its own: no probe is in its way
         )
 
@@ -110,7 +116,10 @@ class Daemon:
         return view
 
     def _listen(self) -> None:
-        """Start the enrolment server; an address that is not there yet is tried again."""
+        """Start the servers for hosts and for enrolment; an address that is not there yet is tried
+        again."""
+        if self.hosts:
+            self.hosts.listen()
         server = self._joining.server if self._joining else None
         if server is None or self._enrol_error is None:
             return
@@ -187,6 +196,8 @@ class Daemon:
             self.network.round()  # the last lease ended after the loop's last look, perhaps
         if self._joining is not None and self._joining.server is not None:
             self._joining.server.stop()
+        if self.hosts:
+            self.hosts.stop()
         self.api.stop()
         self._store.close()
         log.info("event=stopped")

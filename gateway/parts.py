@@ -21,6 +21,7 @@ from burst.model import Lease
 from burst.money.prices import PriceFileError, Pricing, read_price_file
 from burst.providers.base import Misconfigured, Provider
 from gateway.enrol import EnrolServer
+from gateway.hosts.keeper import HostKeeper, make_hosts
 from gateway.loops.lending import LazyProvider
 from gateway.loops.network import Agent
 from gateway.sections import BurstConfig, Ec2, Libvirt
@@ -46,6 +47,7 @@ class Parts:
     lrms: Callable[[BurstConfig], Lrms]
     provider: Callable[[SiteFile, str], Provider]
     joining: Callable[[SiteFile, Store], Joining]
+    hosts: Callable[[SiteFile, Callable[[], datetime]], HostKeeper | None] = make_hosts
     clock: Callable[[], datetime] = utc_now
     monotonic: Callable[[], float] = time.monotonic
 

@@ -110,6 +110,16 @@ class Enrol(Model):
     """A machine that hears nothing for so long powers itself off, its jobs with it."""
 
 
+class HostsListen(Model):
+    """Where the site's other hosts come for their part of the site. They are told the underlay's
+    public address where the gateway is behind NAT."""
+
+    address: AddressField | None = None
+    """On which to listen; the underlay's unless given."""
+    port: Port = 8444
+    """TCP port."""
+
+
 class GatewayConfig(Model):
     """The daemon. The whole section may be left out."""
 
@@ -138,6 +148,8 @@ class GatewayConfig(Model):
     """The history of ended leases."""
     enrol: Enrol = Enrol()
     """Where and how borrowed machines come for what they need."""
+    hosts: HostsListen = HostsListen()
+    """Where the agents of `hosts` ask."""
 
     @property
     def state_directory(self) -> Path:

@@ -7,7 +7,7 @@ the last. Whoever is refused stays outside every network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -70,11 +70,19 @@ def nics_from_json(data: object) -> tuple[list[Nic], str]:
     return found, wrong
 
 
-def join(site: Site, nics: Iterable[tuple[str, Nic]]) -> Joined:
-    """The site with a port for each NIC, given with its host's name; first come, first served."""
+def join(
+    site: Site,
+    nics: Iterable[tuple[str, Nic]],
+    reserved: Mapping[tuple[str, str], Mapping[object, str]] | None = None,
+) -> Joined:
+    """The site with a port for each NIC, given with its host's name; first come, first served.
+
+    `reserved`: addresses and MAC addresses that are kept for others, and for whom, by (tenant,
+    network).
+    """
     ports: dict[tuple[str, str], list[Port]] = {}
     refused = []
-    taken = _Taken(site)
+    taken = _Taken(site, reserved or {})
     for host, nic in nics:
         tenant, _, name = nic.network.partition("/")
         why = _impossible(site, host, tenant, name) or taken.conflict(host, nic, tenant, name)
@@ -107,8 +115,11 @@ def _impossible(site: Site, host: str, tenant: str, name: str) -> str:
 class _Taken:
     """What is somebody's already: in each network that is asked for, looked at once."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(
+        self, site: Site, reserved: Mapping[tuple[str, str], Mapping[object, str]]
+    ) -> None:
         self._site = site
+        self._reserved = reserved
         self._interfaces = {
             (port.host, port.interface): f"{tenant}/{name}"
             for tenant, name, network in site.networks()
@@ -144,7 +155,10 @@ class _Taken:
     def _of(self, tenant: str, name: str, network: Network) -> dict[object, str]:
         owners = self._owners.get((tenant, name))
         if owners is None:
-            owners = self._owners[tenant, name] = dict(_owners(self._site, tenant, name, network))
+            owners = self._owners[tenant, name] = {
+                **self._reserved.get((tenant, name), {}),
+                **dict(_owners(self._site, tenant, name, network)),
+            }
         return owners
 
 

@@ -36,7 +36,7 @@ def slice_of(site: Site, name: str) -> Site:
     tenants = {
         tenant: Tenant(
             networks={
-                key: _bridged(network, name, tunnels.get((tenant, key), []))
+                key: _bridged(site, network, name, tunnels.get((tenant, key), []))
                 for key, network in declared.networks.items()
             }
         )
@@ -80,21 +80,27 @@ def version_of(part: Site) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _meshed(site: Site) -> bool:
+    return site.fabric is not None and site.fabric.shape == "mesh"
+
+
 def _hosts_for(site: Site, name: str) -> Iterator[tuple[str, Hypervisor]]:
     """In a star a host only needs itself, and in a mesh whom it may have tunnels with."""
-    meshed = site.fabric is not None and site.fabric.shape == "mesh"
+    meshed = _meshed(site)
     for key, host in site.hosts.items():
         if key == name or meshed:
             yield key, Hypervisor(underlay=host.underlay)
 
 
-def _bridged(network: Network, name: str, tunnels: list[Tunnel]) -> Network:
+def _bridged(site: Site, network: Network, name: str, tunnels: list[Tunnel]) -> Network:
+    """In a star nobody needs to know of others' ports that are pinned to nothing; in a mesh, that
+    there are any is why there is a tunnel."""
     ports = [
         port
         if port.host == name
         else Port(interface=port.interface, mac=port.mac, address=port.address, host=port.host)
         for port in network.ports
-        if port.host == name or port.mac or port.address
+        if port.host == name or port.mac or port.address or _meshed(site)
     ]
     ports += [port for tunnel in tunnels for port in _behind(tunnel)]
     return Network(prefix=network.prefix, gateway=network.gateway, ports=tuple(ports))

@@ -37,7 +37,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_QDISC = 1, 3, 4, 5, 6
 IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 10, 18, 20
 IFLA_STATS64, IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 23, 26, 27, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-IFLA_BRPORT_ISOLATED = 33
+IFLA_BRPORT_FLUSH, IFLA_BRPORT_ISOLATED = 25, 33
 IFLA_INET_CONF = 1
 IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 2, 8
 RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -281,8 +281,9 @@ def create(link: Link, index_of: IndexOf) -> list[Request]:
 
 def _isolate(link: Link) -> Request:
     """Settings of a bridge's port; the link has to be one already (rtnetlink.c, rtnl_newlink)."""
-    flag = u8(IFLA_BRPORT_ISOLATED, int(link.isolated))
-    port = (text(IFLA_INFO_SLAVE_KIND, "bridge"), nested(IFLA_INFO_SLAVE_DATA, flag))
+    # Who was learned here may be reached by another way from now on, or by none but another.
+    flags = (u8(IFLA_BRPORT_ISOLATED, int(link.isolated)), attribute(IFLA_BRPORT_FLUSH, b""))
+    port = (text(IFLA_INFO_SLAVE_KIND, "bridge"), nested(IFLA_INFO_SLAVE_DATA, *flags))
     return _set_named(link.name, nested(IFLA_LINKINFO, *port), f"isolation of {link.name}")
 
 

@@ -208,7 +208,13 @@ def _frame(context: Context) -> KernelState:
         NftSet("outside", ("ifname",), outside),
         _site_set("site4", "ipv4_addr", PRIVATE4, site.site_prefixes),
         _site_set("site6", "ipv6_addr", PRIVATE6, site.site_prefixes),
-        *_sets({"same": {(name, name) for name in _foreign(context.host)}}),
+        *_sets(
+            {
+                "same": {(name, name) for name in _foreign(context.host)},
+                # Who is in no network may send nothing: its packets have nobody's source.
+                "networks": {(name,) for name in site.closed},
+            }
+        ),
     )
     return KernelState(tables=(NftTable("inet", table_name(site.site), sets, _CHAINS),))
 

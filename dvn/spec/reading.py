@@ -44,7 +44,7 @@ def _not_in_files(site: Site) -> Iterator[Problem]:
             path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "dynamic")
             yield Problem("", 0, "a tunnel in a file is not dynamic", "remove the key", path)
     given: list[Path_] = [
-        (field,) for field in ("here", "upstream") if getattr(site, field) is not None
+        (field,) for field in ("here", "upstream", "closed") if getattr(site, field)
     ]
     if site.fabric:
         given += [("fabric", f) for f in ("path", "outer") if getattr(site.fabric, f) is not None]

@@ -15,7 +15,7 @@ from dvn.spec.network import Network, Port
 from dvn.spec.policy import Policy
 from dvn.spec.tunnel import Tunnel, TunnelSpec
 from dvn.spec.underlay import Underlay
-from dvn.values import Address, Name, NotInFiles, PrefixField, one_or_more
+from dvn.values import Address, Interface, Name, NotInFiles, PrefixField, one_or_more
 
 
 class Tenant(Model):
@@ -46,6 +46,8 @@ class Site(Model):
     """Whose part of the site this is: one of `hosts`; None on the gateway host."""
     upstream: Annotated[Underlay | None, NotInFiles()] = None
     """In a host's part: the gateway's end of its tunnels."""
+    closed: Annotated[tuple[Interface, ...], NotInFiles()] = ()
+    """In a host's part: interfaces of machines that are in no network, and reach nothing."""
     site_prefixes: Annotated[tuple[PrefixField, ...], BeforeValidator(one_or_more)] = ()
     """The site's public prefixes: closed networks do not reach them. Private ones always count."""
     tenants: dict[Name, Tenant] = Field(default_factory=dict)

@@ -43,6 +43,14 @@ def make_app(view: View) -> FastAPI:
     def budgets() -> tuple[m.Budget, ...]:
         return view.budgets()
 
+    @app.get("/v1/hosts")
+    def hosts() -> tuple[m.Host, ...]:
+        return view.hosts()
+
+    @app.post("/v1/hosts/{name}/invite")
+    def invite(name: str) -> m.Invitation:
+        return view.invite(name)
+
     @app.get("/v1/events")
     def events(
         lease: str | None = None,

@@ -18,6 +18,7 @@ from burst.policy.money import accrued
 from dvn.agent_client import AgentError, AgentUnavailable
 from gateway.api import models as m
 from gateway.enrol import EnrolServer
+from gateway.hosts.keeper import HostKeeper
 from gateway.loops.answers import Answer
 from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop, about
 from gateway.loops.loop import LoopStatus
@@ -47,6 +48,7 @@ class View:
         enrolment_error: Callable[[], str],
         wake: Callable[[], None],
         drift: Callable[[], dict[str, Any]],
+        hosts: HostKeeper | None = None,
     ) -> None:
         self._file = file
         self._store = store
@@ -58,7 +60,25 @@ class View:
         self._enrolment_error = enrolment_error
         self._wake = wake
         self._drift = drift
+        self._hosts = hosts
         self._started = clock()
+
+    # -- hosts
+
+    def hosts(self) -> tuple[m.Host, ...]:
+        if self._hosts is None:
+            return ()
+        views = self._hosts.views(self._network.site_now())
+        return tuple(m.Host(**_fields(view)) for view in views)
+
+    def invite(self, name: str) -> m.Invitation:
+        """What the agent's file on a host says; it has the host's token."""
+        if self._hosts is None:
+            raise NotFound("the site file has no `hosts`")
+        try:
+            return m.Invitation(host=name, text=self._hosts.invitation(name))
+        except KeyError:
+            raise NotFound(f"the site file has no host {name!r} under `hosts`") from None
 
     # -- reading -----------------------------------------------------------------------------
 

@@ -147,6 +147,14 @@ def test_wherever_machines_are_every_tunnel_has_its_other_end(
                 own = part.local_of(tunnel)
                 seen.add((tunnel.tenant, tunnel.network, own, tunnel.remote, tunnel.key))
     assert {(t, n, remote, own, key) for t, n, own, remote, key in seen} == seen
+    where: dict[tuple[str, str], set[object]] = {}
+    for tenant, name, network in site.networks():
+        found = {port.host for port in network.ports} - {None}
+        where[tenant, name] = {site.hosts[host].underlay.address[0] for host in found if host}
+    for (tenant, name), hosts in where.items():
+        count = len(hosts)
+        links = count * (count + 1) if mesh else 2 * count
+        assert sum((t, n) == (tenant, name) for t, n, *_ends in seen) == links
 
 
 def test_the_mtu_is_the_same_on_all_hosts_and_that_of_the_narrowest() -> None:
@@ -246,6 +254,16 @@ def test_the_gateway_filters_a_hypervisor_as_its_ports_would_be(text: str) -> No
     assert {(two,)} <= sets["pinned6"]
     assert (one,) not in sets["pinned_mac"] | sets["pinned4"] | sets["pinned6"]
     assert not {(one,), (two,)} & sets.get("uplinks", frozenset())
+
+
+def test_in_a_mesh_a_machine_that_is_pinned_to_nothing_is_not_forgotten() -> None:
+    """It is why its host has a tunnel, and why that is not pinned."""
+    sets = held(a_site(MESH), "hv2")
+    one = tunnel_to("hv1")
+    assert (one, "10.9.0.3") in sets["port4"]
+    assert (one,) not in sets["pinned_mac"] | sets["pinned4"]
+    free = a_site(MESH.replace(", mac: 02:00:00:00:00:03, address: 10.9.0.3", ""))
+    assert set(ends(free, "hv2")) == {tunnel_to("gw"), one}
 
 
 def test_in_a_mesh_hypervisors_filter_each_other() -> None:
