@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from burst.leases import Observation
 from burst.model import JobState, Lease, LeaseState, Pool
-from burst.policy import money
+from burst.policy import flash, money
 from burst.policy.when import limit_of, remaining
 from burst.round import ACCEPTING, COMING, Round
 
@@ -22,7 +22,7 @@ def carry(paper: Round) -> None:
         if not lease.living or not (lease.machine or lease.maybe_launched):
             continue
         spare = longest.get(lease.pool, timedelta(0)) if lease.state in ACCEPTING else None
-        busy = busy_time(paper, lease)
+        busy = max(busy_time(paper, lease), _promised(paper, lease))
         free = paper.free.get(lease.account, Decimal(0))
         cover = money.cover(lease, busy, free, paper.world.now, paper.policy, spare)
         if cover.reserved != lease.reserved:
@@ -43,6 +43,12 @@ def busy_time(paper: Round, lease: Lease) -> timedelta:
     jobs = paper.world.jobs_on.get(lease.node, ())
     left = [remaining(job, now, default) for job in jobs if job.state is JobState.RUNNING]
     return max(left, default=timedelta(0))
+
+
+def _promised(paper: Round, lease: Lease) -> timedelta:
+    """How much longer a flash wants it."""
+    ends = flash.kept_until(lease, paper.world.facts)
+    return ends - paper.world.now if ends is not None else timedelta(0)
 
 
 def longest_routed(paper: Round, pool: Pool) -> timedelta:

@@ -367,6 +367,7 @@ class Facts:
     join_reports: Mapping[str, str] = field(default_factory=dict)  # by lease id: why joining failed
     budgets: Mapping[str, Budget] = field(default_factory=dict)  # by account, see `account_of`
     flashes: tuple[Flash, ...] = ()  # those asked for and not yet over
+    flash_spent: Mapping[str, Decimal] = field(default_factory=dict)  # settled, by flash id
     network_error: str = ""  # the network engine cannot act now: then nothing is launched
     # Since when all of this has been watched without a gap: the daemon's start, or the end of the
     # last outage of LRMS, provider or network. Nobody is declared dead for our own absence.

@@ -21,6 +21,7 @@ from gateway.loops.books import Books
 from gateway.loops.lending import ProviderReader
 from gateway.loops.network import NetworkView
 from gateway.loops.source import Source, SourceStatus, Spawn, in_thread
+from gateway.loops.timesheet import Timesheet
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class BurstLoop:
         self._started = clock()
         self._resumed = resumed
         self.answers = Answers()
+        self._timesheet = Timesheet(store.accounts)
         self.facts: Facts | None = None
         self.farm: Farm | None = None  # the last that was seen, for those who ask
         self.failed: dict[str, str] = {}  # the actions of the last round that did not succeed
@@ -107,6 +109,7 @@ class BurstLoop:
     def round(self) -> None:
         facts = self._gather()
         self.facts = facts
+        self._timesheet.look(facts)
         decision = self._decide(facts)
         self.answers.hear(decision.reasons, facts.now)
         self._act(decision.actions)
@@ -135,6 +138,7 @@ class BurstLoop:
         heard = self._store.joins.heard()
         forgiven = self._store.notes().get(FORGIVEN, "")
         view = self._network()
+        flashes = self._store.flashes.all(since=now)
         return Facts(
             now=now,
             farm=farm,
@@ -147,6 +151,8 @@ class BurstLoop:
             enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
             join_reports={lease: said.failure for lease, said in heard.items() if said.failure},
             budgets=self.books.budgets(),
+            flashes=flashes,
+            flash_spent=self._store.accounts.spent_by_flash(flash.id for flash in flashes),
             network_error=view.error,
             watching_since=self._watching_since(view),
             forgiven=datetime.fromisoformat(forgiven) if forgiven else None,

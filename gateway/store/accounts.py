@@ -41,6 +41,15 @@ class Accounts:
         running = (_running(lease, now) for lease in leases)
         return [*found, *(use for use in running if use is not None)]
 
+    def spent_by_flash(self, flashes: Iterable[str]) -> dict[str, Decimal]:
+        """What the ended leases of each of these flashes cost."""
+        query = select(t.ledger.c.flash, t.ledger.c.amount).where(t.ledger.c.flash.in_([*flashes]))
+        spent: dict[str, Decimal] = {}
+        with reading(self._engine) as c:
+            for flash, amount in c.execute(query):
+                spent[flash] = spent.get(flash, Decimal(0)) + amount
+        return spent
+
     def works(self, since: datetime | None = None) -> list[Work]:
         """The jobs that ran on borrowed machines; those that ended before `since` are left out."""
         query = select(t.work).order_by(t.work.c.started, t.work.c.job)
@@ -76,6 +85,7 @@ def settle(c: Connection, lease: Lease, at: datetime) -> None:
                 at=lease.ended or at,
                 amount=lease.cost,
                 unit=lease.unit,
+                flash=lease.flash,
                 started=billed_from(lease),
                 body=_DOCUMENT.dump_json(lease).decode(),
             )

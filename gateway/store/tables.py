@@ -123,10 +123,12 @@ ledger = Table(  # money settled: one row a lease, written with the change to it
     Column("at", Instant, nullable=False),
     Column("amount", Money, nullable=False),
     Column("unit", Text, nullable=False),  # empty: the site's currency
+    Column("flash", Text, nullable=False),  # the request it was rented for
     Column("started", Instant),  # of the bill; unknown of leases settled before revision 0002
     Column("body", Text, nullable=False),  # JSON of the lease as it ended; empty as above
     Index("ix_ledger_account", "account"),
     Index("ix_ledger_at", "at"),
+    Index("ix_ledger_flash", "flash"),
 )
 
 work = Table(  # which job ran on which borrowed machine: kept as long as the ledger

@@ -21,16 +21,18 @@ def upgrade() -> None:
     with op.batch_alter_table("ledger") as table:
         table.add_column(sa.Column("account", sa.Text(), nullable=False, server_default=""))
         table.add_column(sa.Column("unit", sa.Text(), nullable=False, server_default=""))
+        table.add_column(sa.Column("flash", sa.Text(), nullable=False, server_default=""))
         table.add_column(sa.Column("started", sa.DateTime(timezone=True), nullable=True))
         table.add_column(sa.Column("body", sa.Text(), nullable=False, server_default=""))
         table.drop_index("ix_ledger_tenant")
     op.execute("UPDATE ledger SET account = tenant")
     _fill_bodies()
     with op.batch_alter_table("ledger") as table:
-        for name in ("account", "unit", "body"):
+        for name in ("account", "unit", "flash", "body"):
             table.alter_column(name, server_default=None)
         table.create_index("ix_ledger_account", ["account"], unique=False)
         table.create_index("ix_ledger_at", ["at"], unique=False)
+        table.create_index("ix_ledger_flash", ["flash"], unique=False)
     op.create_table(
         "work",
         sa.Column("lease", sa.String(length=64), nullable=False),
@@ -73,7 +75,8 @@ def downgrade() -> None:
     with op.batch_alter_table("ledger") as table:
         table.drop_index("ix_ledger_account")
         table.drop_index("ix_ledger_at")
-        for name in ("account", "unit", "started", "body"):
+        table.drop_index("ix_ledger_flash")
+        for name in ("account", "unit", "flash", "started", "body"):
             table.drop_column(name)
         table.create_index("ix_ledger_tenant", ["tenant"], unique=False)
     with op.batch_alter_table("leases") as table:
