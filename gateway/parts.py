@@ -178,7 +178,8 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         install=lrms.install,
     )
     public = str(underlay.outside(4))
-    bind = str(gateway.enrol.address or underlay.of(4))
+    inside = any(isinstance(config, Libvirt) for config in burst.providers.values())
+    bind = str(gateway.enrol.address or ("0.0.0.0" if inside else underlay.of(4)))
     directory = gateway.state_directory
     secret = SiteSecret.load_or_create(directory)
     identity = TlsIdentity.load_or_create(directory, public, utc_now())
@@ -196,9 +197,14 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         network = file.site.network(lease.tenant, lease.network)
         inner = ip_address(lease.address)
         length = next(prefix.prefixlen for prefix in network.prefix if inner in prefix)
-        host = f"[{public}]" if ":" in public else public
+        # A hypervisor's machine is in the network itself, and meets the gateway there.
+        attached = isinstance(burst.providers.get(lease.provider), Libvirt)
+        here = [str(gate.ip) for gate in network.gateways() if inner in gate.network]
+        address = here[0] if attached else public
+        host = f"[{address}]" if ":" in address else address
         told = JoinGateway(
-            address=public,
+            address=address,
+            attached=attached,
             enrol_url=f"https://{host}:{gateway.enrol.port}",
             pin=identity.pin,
             prefix_length=length,

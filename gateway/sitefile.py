@@ -72,7 +72,8 @@ def parse(doc: Located, path: Path) -> SiteFile:
     except SpecError as error:
         problems += error.problems
     if site is not None and burst is not None:
-        problems += [problem.placed(doc) for problem in _conflicts(site, burst)]
+        enrol = (gateway or GatewayConfig()).enrol.port
+        problems += [problem.placed(doc) for problem in _conflicts(site, burst, enrol)]
     if problems or site is None or gateway is None:
         raise SpecError(problems)
     return SiteFile(path, _reserved(site, burst), gateway, burst)
@@ -89,7 +90,7 @@ def _reserved(site: Site, burst: BurstConfig | None) -> Site:
     return site.with_reserved(taken)
 
 
-def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
+def _conflicts(site: Site, burst: BurstConfig, port: int) -> Iterator[Problem]:
     """What is wrong between values that are right by themselves."""
     if site.underlay is None:
         yield _problem(
@@ -108,6 +109,7 @@ def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
     for name, provider in burst.providers.items():
         if isinstance(provider, Libvirt):
             yield from _hypervisor_conflicts(burst, name, provider)
+            yield from _unreachable_enrolment(site, burst, name, port)
     yield from _shared(burst)
     yield from _money_conflicts(site, burst)
     policy = policy_of(burst)
@@ -181,6 +183,23 @@ def _soft_above(soft: Decimal | None, hard: Decimal, *path: str | int) -> Iterat
     if soft is not None and soft > hard:
         what = f"the soft limit {soft} is above the hard one, {hard}"
         yield _problem(what, "make it smaller", *path, "soft")
+
+
+def _unreachable_enrolment(
+    site: Site, burst: BurstConfig, name: str, port: int
+) -> Iterator[Problem]:
+    """A hypervisor's machines meet the gateway inside their network, which is closed by default."""
+    for pool_name, pool in burst.pools.items():
+        tenant = site.tenants.get(pool.tenant)
+        network = tenant.networks.get(pool.network) if tenant else None
+        if pool.provider == name and network and f"tcp/{port}" not in network.services:
+            yield _problem(
+                f"machines of provider `{name}` cannot enrol from network `{pool.network}`",
+                f"let them reach the gateway there: `services: [tcp/{port}]` in the network",
+                "pools",
+                pool_name,
+                "network",
+            )
 
 
 def _pool_conflicts(

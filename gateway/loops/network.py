@@ -71,6 +71,17 @@ def has_tunnel(lease: Lease) -> bool:
     Not before: until then the address may be somebody else's (cloud addresses are used again), and
     a machine that has no tunnel yet would answer our packets with ICMP errors.
     """
+    return has_link(lease) and not in_network(lease)
+
+
+def in_network(lease: Lease) -> bool:
+    """Whether the machine is in its tenant's network from the start, as a hypervisor's is: then
+    it is reached at its address there, and needs no tunnel."""
+    return bool(lease.underlay) and lease.underlay == lease.address
+
+
+def has_link(lease: Lease) -> bool:
+    """Whether packets to the machine say something of its health."""
     return lease.state in _TUNNELLED and bool(lease.underlay) and lease.enrolled is not None
 
 
@@ -145,7 +156,7 @@ class NetworkLoop:
         try:
             if self._compose(tunnels) is not self._applied or self._due is None or now >= self._due:
                 self._apply(tunnels, now)
-            self._observe([lease for lease in leases if has_tunnel(lease)])
+            self._observe([lease for lease in leases if has_link(lease)])
         except (AgentUnavailable, AgentError, SpecError) as error:
             self._applied = None
             self._failed(str(error))

@@ -248,7 +248,7 @@ def answers(*results: tuple[int, str, str], told: list[Sequence[str]] | None = N
     """A node whose Slurm says this, in turn; `sinfo` is always answered."""
     left = list(results)
 
-    def run(argv: Sequence[str], _given: str, _timeout: timedelta) -> Result:
+    def run(argv: Sequence[str], given: str, timeout: timedelta) -> Result:
         if told is not None:
             told.append(tuple(argv))
         if argv[0] == "sinfo":
@@ -302,7 +302,7 @@ def test_giving_back_what_is_not_held_is_no_error() -> None:
 
 
 def test_a_node_slurm_does_not_know() -> None:
-    def run(_argv: Sequence[str], _given: str, _timeout: timedelta) -> Result:
+    def run(_argv: Sequence[str], given: str, timeout: timedelta) -> Result:
         return Result(0, "", "")
 
     with pytest.raises(LrmsError, match="is unknown to Slurm"):
