@@ -273,6 +273,7 @@ def _kinds() -> dict[str, str]:
         "gateway.sections._state": "URL",
         "gateway.sections._mounts": "list of mounts",
         "gateway.sections._libvirt_uri": "libvirt URI",
+        "gateway.sections._unit": "systemd unit",
     }
 
 

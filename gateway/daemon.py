@@ -18,6 +18,7 @@ from gateway.loops.books import Books
 from gateway.loops.burst import HOLD, BurstLoop
 from gateway.loops.loop import Loop
 from gateway.loops.network import NetworkLoop, NetworkView
+from gateway.mixed import MixedMode
 from gateway.parts import Joining, Parts
 from gateway.sitefile import SiteFile
 from gateway.steady import SteadyClock
@@ -92,13 +93,15 @@ class Daemon:
         books = Books(
             self._store, config.budgets, self._clock, self._network_loop.wake, config.quotas
         )
+        providers = {name: self._parts.provider(self._file, name) for name in config.providers}
+        MixedMode(self._file, self._store).connect(providers)
         return BurstLoop(
             pools=self._file.pools,
             policy=self._file.policy,
             store=self._store,
             books=books,
             lrms=self._parts.lrms(config),
-            providers={name: self._parts.provider(self._file, name) for name in config.providers},
+            providers=providers,
             user_data=self._joining.user_data,
             network=self._network_view,
             clock=self._clock,

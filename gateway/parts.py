@@ -22,7 +22,7 @@ from burst.money.prices import PriceFileError, Pricing, read_price_file
 from burst.providers.base import Misconfigured, Provider
 from gateway.enrol import EnrolServer
 from gateway.hosts.keeper import HostKeeper, make_hosts
-from gateway.loops.lending import LazyProvider
+from gateway.loops.lending import LazyProvider, Switch
 from gateway.loops.network import Agent
 from gateway.sections import BurstConfig, Ec2, Libvirt
 from gateway.sitefile import SiteFile
@@ -82,7 +82,10 @@ def _provider(file: SiteFile, name: str) -> Provider:
     config = file.burst.providers[name]
     pricing = partial(pricing_of, file, name)
     if isinstance(config, Libvirt):
-        return LazyProvider(name, lambda: libvirt_provider(file, name, config), pricing)
+        switch = Switch()
+        made = LazyProvider(name, lambda: libvirt_provider(file, name, config, switch), pricing)
+        made.switch = switch if config.mixed else None
+        return made
     return LazyProvider(name, lambda: ec2_provider(file, name), pricing)
 
 
@@ -101,7 +104,23 @@ def pricing_of(file: SiteFile, name: str) -> Pricing:
         raise Misconfigured(str(error)) from error
 
 
-def libvirt_provider(file: SiteFile, name: str, config: Libvirt) -> LibvirtProvider:
+def libvirt_provider(
+    file: SiteFile, name: str, config: Libvirt, on: Callable[[], bool]
+) -> Provider:
+    """The hypervisor; with `mixed` its cores are shared with the batch system, if `on` says so."""
+    inner = _hypervisor(file, name, config)
+    if config.mixed is None:
+        return inner
+    from burst.lrms.slurm import run
+    from burst.mixed.provider import MixedProvider
+    from burst.mixed.slurm import SlurmShare
+    from burst.mixed.weights import Balance
+
+    balance = Balance(config.mixed.weights(), config.uri, run)
+    return MixedProvider(inner, SlurmShare(config.mixed.node), on, balance)
+
+
+def _hypervisor(file: SiteFile, name: str, config: Libvirt) -> LibvirtProvider:
     from burst.providers.libvirt import LibvirtProvider
     from burst.providers.libvirt_domain import LibvirtConfig
 

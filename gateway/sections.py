@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
 from burst.join.bundle import BundleError, Mount
+from burst.mixed.weights import Weights
 from burst.model import Policy, Pool
 from burst.money.limits import Limit, since
 from burst.providers.libvirt_domain import Flavour, Image
@@ -88,6 +89,16 @@ def _currency(value: str) -> str:
 
 
 Currency = Annotated[str, AfterValidator(_currency)]
+
+
+def _unit(value: str) -> str:
+    try:
+        return Weights(batch_slice=value).batch_slice
+    except ValueError as error:
+        raise fault(str(error), "name the unit that holds the jobs, see `systemd-cgls`") from None
+
+
+Weight = Annotated[int, AfterValidator(in_range("weight", 1, 10_000))]
 Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
 Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
 Names = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
@@ -248,6 +259,22 @@ class FlavourConfig(Model):
         return Flavour(self.cores, self.memory, self.disk, self.image, self.price)
 
 
+class MixedConfig(Model):
+    """Batch jobs and virtual machines on the same host: no core is given out twice."""
+
+    node: str
+    """The batch system's name for this hypervisor."""
+    batch_weight: Weight = 100
+    """Its jobs' share of processors and disks when both sides want more than there is."""
+    machine_weight: Weight = 100
+    """The machines' share."""
+    batch_slice: Annotated[str, AfterValidator(_unit)] = "system.slice"
+    """systemd's unit in which the batch system's daemon and its jobs run."""
+
+    def weights(self) -> Weights:
+        return Weights(self.batch_weight, self.machine_weight, self.batch_slice)
+
+
 class Libvirt(Model):
     """Virtual machines on a hypervisor of the site or of a partner."""
 
@@ -273,6 +300,8 @@ class Libvirt(Model):
     """`qemu` emulates, ten times slower: for trying things where there is no KVM."""
     mtu: Annotated[int, AfterValidator(in_range("MTU", 1280, 9216))] = 1500
     """Of the machines' interface."""
+    mixed: MixedConfig | None = None
+    """The hypervisor is a node of the batch system, too; leave it out if it is not."""
 
 
 ProviderConfig = Annotated[Ec2 | Libvirt, Field(discriminator="type")]

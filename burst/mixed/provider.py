@@ -16,6 +16,7 @@ from typing import Protocol
 from burst.lrms.base import LrmsError, LrmsUnavailable
 from burst.mixed.ledger import oversubscribed, settle
 from burst.mixed.share import Share
+from burst.mixed.weights import Balance
 from burst.model import FailureClass, Machine, Offer
 from burst.providers.base import (
     LaunchRequest,
@@ -47,11 +48,18 @@ class MixedProvider:
 
     offers_last = timedelta(0)
 
-    def __init__(self, inner: Placing, share: Share, enabled: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        inner: Placing,
+        share: Share,
+        enabled: Callable[[], bool],
+        balance: Balance | None = None,
+    ) -> None:
         self.name = inner.name
         self._inner = inner
         self._share = share
         self._enabled = enabled
+        self._balance = balance
         self._lock = threading.Lock()  # a launch is never under way while holds are compared
 
     def offers(self) -> Sequence[Offer]:
@@ -84,6 +92,7 @@ class MixedProvider:
         with self._lock:
             listed = self._inner.machines()
             self._settle()
+            self._weigh()
         return listed
 
     def terminate(self, machine_ids: Sequence[str]) -> None:
@@ -91,6 +100,11 @@ class MixedProvider:
         with self._lock:
             self._inner.terminate(machine_ids)
             self._settle()
+
+    def _weigh(self) -> None:
+        problem = self._balance.set(self._enabled()) if self._balance else ""
+        if problem:  # both sides run on, with the weights they had
+            log.warning("event=no-weights provider=%s error=%r", self.name, problem)
 
     def _free(self) -> int:
         try:

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from burst.lrms.base import LrmsError, LrmsUnavailable
-from burst.lrms.slurm import Result, Runner, run
+from burst.lrms.command import Result, Runner
+from burst.lrms.slurm import run
 from burst.mixed.ledger import Cores
 from burst.providers.base import NoCapacity
 

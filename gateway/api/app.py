@@ -79,4 +79,12 @@ def make_app(view: View) -> FastAPI:
     def resume() -> m.Drained:
         return view.resume()
 
+    @app.get("/v1/mixed/{name}")
+    def mixed(name: str) -> m.Mixed:
+        return view.mixed(name, None)
+
+    @app.post("/v1/mixed/{name}")
+    def turn_mixed(name: str, on: bool) -> m.Mixed:
+        return view.mixed(name, on)
+
     return app

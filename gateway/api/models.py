@@ -214,6 +214,14 @@ class Drained(Model):
     hold: str
 
 
+class Mixed(Model):
+    """Whether a host runs virtual machines beside its batch jobs."""
+
+    provider: str
+    on: bool
+    leases: tuple[str, ...]  # of machines that are on it now
+
+
 class Step(Model):
     action: str
     about: str

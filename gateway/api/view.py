@@ -23,6 +23,7 @@ from gateway.loops.answers import Answer
 from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop, about
 from gateway.loops.loop import LoopStatus
 from gateway.loops.network import NetworkLoop
+from gateway.mixed import MixedMode
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.version import version
@@ -61,6 +62,7 @@ class View:
         self._wake = wake
         self._drift = drift
         self._hosts = hosts
+        self._mixed = MixedMode(file, store)
         self._started = clock()
 
     # -- hosts
@@ -212,6 +214,17 @@ class View:
         self._store.note(FORGIVEN, self._clock().isoformat())
         self._wake()
         return m.Drained(leases=(), hold=self._hold())
+
+    def mixed(self, name: str, on: bool | None) -> m.Mixed:
+        """Whether the host of this provider is in mixed mode; `on` turns it."""
+        if name not in self._mixed.names:
+            known = ", ".join(self._mixed.names) or "there is none"
+            raise NotFound(f"no provider {name!r} can be in mixed mode (known: {known})")
+        if on is not None:
+            self._mixed.turn(name, on)
+            self._wake()
+        leases = [le.id for le in self._store.leases() if le.provider == name]
+        return m.Mixed(provider=name, on=self._mixed.on(name), leases=tuple(leases))
 
     # -- parts -------------------------------------------------------------------------------
 

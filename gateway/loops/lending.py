@@ -13,6 +13,16 @@ from burst.providers.base import LaunchRequest, Provider, ProviderError
 OFFERS_LAST = timedelta(minutes=5)  # prices and zones change seldom, and listing them is slow
 
 
+class Switch:
+    """Whether a host is in mixed mode; asked before each machine, and after each look."""
+
+    def __init__(self) -> None:
+        self.ask: Callable[[], bool] = lambda: True
+
+    def __call__(self) -> bool:
+        return self.ask()
+
+
 class LazyProvider:
     """A provider made when it is first asked: its library takes seconds to load, in the thread
     that asks, while the loops run already. Making it may fail, and is tried again."""
@@ -26,6 +36,7 @@ class LazyProvider:
         """`pricing` is asked at each look at the offers, so that a changed price file counts; it
         may raise a `ProviderError`, and then the offers of last time stay."""
         self.name = name
+        self.switch: Switch | None = None  # of a host that can be in mixed mode
         self._make = make
         self._pricing = pricing
         self._made: Provider | None = None

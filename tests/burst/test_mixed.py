@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burst.lrms.base import LrmsError, LrmsUnavailable
-from burst.lrms.slurm import Result
+from burst.lrms.command import Result
 from burst.mixed.ledger import Cores, settle
 from burst.mixed.provider import MixedProvider
 from burst.mixed.slurm import SlurmShare, held_cores
@@ -302,7 +302,7 @@ def test_giving_back_what_is_not_held_is_no_error() -> None:
 
 
 def test_a_node_slurm_does_not_know() -> None:
-    def run(_argv: Sequence[str], given: str, timeout: timedelta) -> Result:
+    def run(argv: Sequence[str], given: str, timeout: timedelta) -> Result:
         return Result(0, "", "")
 
     with pytest.raises(LrmsError, match="is unknown to Slurm"):

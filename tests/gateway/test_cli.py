@@ -62,7 +62,7 @@ COMMANDS = {
     ("agent",): {"run", "status"},
     ("tunnel",): {"probe"},
     ("gateway",): {"run", "status"},
-    ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan"},
+    ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan", "mixed"},
 }
 WITHOUT_JSON = {("gateway", "run"), ("agent", "run"), ("capture",)}
 
@@ -175,6 +175,8 @@ ASKING = [
     ["burst", "explain", "cms-aws"],
     ["burst", "drain", "--all"],
     ["burst", "resume"],
+    ["burst", "mixed", "farm-hv"],
+    ["burst", "mixed", "farm-hv", "off"],
 ]
 
 
