@@ -6,10 +6,10 @@ carry it in their names; two elements of our own in the domain's metadata say th
 keeps one element for each namespace ("Domain XML format", General metadata), hence two of them.
 
     <burst:lease site= id= pool= tenant= type= defined= started=/>    ours: which lease this is
-    <dvn:port network="TENANT/NETWORK" lease= address=/>              for the network engine
+    <dvn:ports><dvn:port network="TENANT/NETWORK" mac= address=/>     for the network engine
 
 The interface is a tap device without a bridge: no packet passes before the hypervisor's network
-engine, which reads `dvn:port`, has put it into its network behind the port filter.
+engine, which reads `dvn:ports`, has put it into its network behind the port filter.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Literal
 from burst.join.userdata import inner_mac
 from burst.providers.base import LaunchRequest
 
-PORT_NS = "https://dvn.example/xmlns/1"
-LEASE_NS = "https://dvn.example/xmlns/burst/1"
-ET.register_namespace("dvn", PORT_NS)
+PORTS_NS = "urn:dvn:libvirt:1"  # read by dvn/hosts/domains.py on the hypervisor
+LEASE_NS = "urn:dvn:burst:1"
+ET.register_namespace("dvn", PORTS_NS)
 ET.register_namespace("burst", LEASE_NS)
 
 _LEASE_ID = re.compile(r"[0-9a-f]{32}")
@@ -87,7 +87,7 @@ class Tag:
     defined: datetime | None = None
     started: bool = False
     network: str = ""
-    address: str = ""  # from `dvn:port`, which the same domain carries
+    address: str = ""  # from `dvn:ports`, which the same domain carries
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -189,13 +189,13 @@ def domain_xml(request: LaunchRequest, config: LibvirtConfig, tag: Tag) -> str:
     _text(domain, "title", f"{request.name}: tenant {request.tenant}, pool {request.pool}")
     metadata = ET.SubElement(domain, "metadata")
     ET.SubElement(metadata, f"{{{LEASE_NS}}}lease", tag.attributes)
-    ET.SubElement(
-        metadata,
-        f"{{{PORT_NS}}}port",
-        network=f"{request.tenant}/{request.network}",
-        lease=request.lease_id,
-        address=request.address,
-    )
+    ports = ET.SubElement(metadata, f"{{{PORTS_NS}}}ports")
+    wanted = {
+        "network": f"{request.tenant}/{request.network}",
+        "mac": inner_mac(request.address),
+        "address": request.address,
+    }
+    ET.SubElement(ports, f"{{{PORTS_NS}}}port", wanted)
     _text(domain, "memory", str(flavour.memory_mb), unit="MiB")
     _text(domain, "vcpu", str(flavour.cores), placement="static")
     _boot(domain, config.images[flavour.image])
@@ -309,7 +309,7 @@ def _read_tag(root: ET.Element) -> Tag | None:
         defined=_instant(found.get("defined", "")),
         started=found.get("started") == "yes",
     )
-    port = root.find(f"metadata/{{{PORT_NS}}}port")
+    port = root.find(f"metadata/{{{PORTS_NS}}}ports/{{{PORTS_NS}}}port")
     if port is None:
         return tag
     network = port.get("network", "").partition("/")[2]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from burst.join.userdata import inner_mac
 from burst.model import FailureClass, MachineState
 from burst.providers.base import LaunchRequest, Misconfigured, NoCapacity, Unreachable
 from burst.providers.libvirt import HALF_MADE, REMEMBERED, LibvirtProvider, room
@@ -36,6 +37,7 @@ from burst.providers.libvirt_domain import (
 from burst.providers.libvirt_errors import provider_error
 from burst.providers.libvirt_host import without_questions
 from burst.providers.libvirt_seed import seed_files, seed_image
+from dvn.hosts.domains import domain_of
 from tests.burst.hypervisor_stand_in import Killed, StandIn, Volume, refused
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -376,15 +378,22 @@ def test_what_a_domain_says_of_itself_is_read_as_it_was_written(pool: str, netwo
 def test_the_network_engine_is_told_the_network_and_finds_a_tap_without_a_bridge() -> None:
     """Nothing passes before the port filter is there."""
     root = ET.fromstring(domain_xml(REQUEST, CONFIG, tag_of(REQUEST, "cnaf", NOW)))
-    port = root.find("metadata/{https://dvn.example/xmlns/1}port")
-    assert port is not None
-    assert port.attrib == {"network": "cms/farm", "lease": LEASE, "address": "10.9.0.101"}
     (nic,) = root.findall("devices/interface")
     assert nic.get("type") == "ethernet"
     assert nic.find("source") is None
     target = nic.find("target")
     assert target is not None
     assert target.get("dev") == tap_name(LEASE)
+
+
+def test_the_network_engine_reads_the_machines_port() -> None:
+    """Written in one room, read in another, which must not know each other: here they meet."""
+    (nic,) = domain_of(domain_xml(REQUEST, CONFIG, tag_of(REQUEST, "cnaf", NOW))).nics
+    assert (nic.network, nic.interface) == ("cms/farm", tap_name(LEASE))
+    assert (str(nic.mac), [str(a) for a in nic.address]) == (
+        inner_mac("10.9.0.101"),
+        ["10.9.0.101"],
+    )
 
 
 def test_libvirt_keeps_both_our_elements() -> None:
