@@ -4,13 +4,13 @@ A domain says it in its metadata (https://libvirt.org/formatdomain.html#general-
 libvirt keeps what belongs to other programs:
 
     <metadata>
-      <dvn:ports xmlns:dvn="urn:dvn:libvirt:1">
-        <dvn:port network="cms/farm" address="10.9.0.20"/>
-      </dvn:ports>
+      <dvn:port xmlns:dvn="https://dvn.example/xmlns/1" network="cms/farm" address="10.9.0.20"/>
     </metadata>
 
-`mac` says which NIC is meant where there are several; several addresses are separated by blanks. A
-NIC that no port is for is somebody else's.
+For several NICs there are several, each with the `mac` that says which is meant, in one
+`<dvn:ports>` (libvirt takes one element of a namespace). Several addresses are separated by blanks.
+`lease` is written by the burst provider (burst/providers/libvirt_domain.py). A NIC that no port is
+for is somebody else's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pydantic import ValidationError
 
 from dvn.hosts.joining import Nic
 
-NAMESPACE = "urn:dvn:libvirt:1"
+NAMESPACE = "https://dvn.example/xmlns/1"
 _PORTS, _PORT = f"{{{NAMESPACE}}}ports", f"{{{NAMESPACE}}}port"
-_ATTRIBUTES = frozenset(("network", "address", "mac"))
+_ATTRIBUTES = frozenset(("network", "address", "mac", "lease"))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ def domain_of(xml: str) -> Domain:
     cards = dict(_cards(root))
     nics: list[Nic] = []
     wrong: list[Misnamed] = []
-    for port in root.iterfind(f"metadata/{_PORTS}/{_PORT}"):
+    written = [
+        *root.iterfind(f"metadata/{_PORT}"),
+        *root.iterfind(f"metadata/{_PORTS}/{_PORT}"),
+    ]
+    for port in written:
         found = _nic(machine, dict(port.attrib), cards)
         if isinstance(found, Misnamed):
             wrong.append(found)
@@ -94,6 +98,7 @@ def _nic(machine: str, said: dict[str, str], cards: dict[str, str]) -> Nic | Mis
                 mac=mac,
                 address=tuple(said.get("address", "").split()),
                 machine=machine,
+                lease=said.get("lease", ""),
             )
         except ValidationError as error:
             why = str(error.errors(include_url=False)[0]["msg"])

@@ -35,6 +35,8 @@ class Nic(Model):
     mac: Mac
     address: Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)] = ()
     machine: str = ""
+    lease: str = ""
+    """Of a borrowed machine: it may have an address that is kept for such."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def join(
 ) -> Joined:
     """The site with a port for each NIC, given with its host's name; first come, first served.
 
-    `reserved`: addresses and MAC addresses that are kept for others, and for whom, by (tenant,
-    network).
+    `reserved`: addresses and MAC addresses that are kept for borrowed machines, and for whom, by
+    (tenant, network).
     """
     ports: dict[tuple[str, str], list[Port]] = {}
     refused = []
@@ -134,6 +136,8 @@ class _Taken:
             return f"{nic.interface} is a port of {owner} already"
         network = self._site.network(tenant, name)
         owners = self._of(tenant, name, network)
+        if not nic.lease:
+            owners = {**self._reserved.get((tenant, name), {}), **owners}
         if nic.mac in owners:
             return f"MAC address {nic.mac} is {owners[nic.mac]}'s already"
         for address in nic.address:
@@ -155,10 +159,7 @@ class _Taken:
     def _of(self, tenant: str, name: str, network: Network) -> dict[object, str]:
         owners = self._owners.get((tenant, name))
         if owners is None:
-            owners = self._owners[tenant, name] = {
-                **self._reserved.get((tenant, name), {}),
-                **dict(_owners(self._site, tenant, name, network)),
-            }
+            owners = self._owners[tenant, name] = dict(_owners(self._site, tenant, name, network))
         return owners
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from ipaddress import ip_address
 
 import pytest
 
+from burst.providers.base import LaunchRequest
+from burst.providers.libvirt_domain import Flavour, Image, LibvirtConfig, domain_xml, tag_of
 from dvn.hosts.domains import domain_of
 
 DOMAIN = """
@@ -13,7 +16,7 @@ DOMAIN = """
   <name>web1</name>
   <metadata>
     <other:thing xmlns:other="https://example.org/x"><other:port network="no/no"/></other:thing>
-    <dvn:ports xmlns:dvn="urn:dvn:libvirt:1">PORTS</dvn:ports>
+    <dvn:ports xmlns:dvn="https://dvn.example/xmlns/1">PORTS</dvn:ports>
   </metadata>
   <devices>
     <interface type='ethernet'>
@@ -78,6 +81,32 @@ def test_what_cannot_be_is_named(ports: str, second: bool, interface: str, why: 
     (wrong,) = found.wrong
     assert (wrong.machine, wrong.interface) == ("web1", interface)
     assert why in wrong.why
+
+
+def test_what_the_burst_provider_writes_is_read() -> None:
+    """The namespace and the words are a contract between two rooms that do not know each other."""
+    request = LaunchRequest(
+        lease_id="0123456789abcdef0123456789abcdef",
+        tenant="cms",
+        pool="cms-hv",
+        type="small",
+        zone="hv1",
+        name="cms-hv-01234567",
+        user_data="",
+        network="farm",
+        address="10.9.0.101",
+    )
+    config = LibvirtConfig(
+        uri="qemu:///system",
+        site="cnaf",
+        images={"el9": Image("el9.qcow2")},
+        types={"small": Flavour(1, 2048, 10, "el9")},
+    )
+    text = domain_xml(request, config, tag_of(request, "cnaf", datetime(2026, 3, 1, tzinfo=UTC)))
+    (nic,) = domain_of(text).nics
+    assert (nic.network, nic.address) == ("cms/farm", (ip_address("10.9.0.101"),))
+    assert nic.lease == request.lease_id
+    assert nic.interface.startswith("dvn")
 
 
 def test_two_ports_for_one_nic_are_one_too_many() -> None:

@@ -354,6 +354,17 @@ def test_of_two_that_want_one_address_the_first_gets_it() -> None:
     assert [(r.host, r.why) for r in found.refused] == [("hv2", "10.9.0.20 is a on hv1's already")]
 
 
+def test_what_is_kept_for_borrowed_machines_only_they_get() -> None:
+    kept = {("cms", "farm"): {ip_address("10.9.0.200"): "pool hv"}}
+    wanted = nic(address="10.9.0.200")
+    (refused,) = join(a_site(), [("hv1", wanted)], kept).refused
+    assert refused.why == "10.9.0.200 is pool hv's already"
+    lease = wanted.model_copy(update={"lease": "0123"})
+    assert join(a_site(), [("hv1", lease)], kept).refused == ()
+    twice = lease.model_copy(update={"interface": "vnet1", "mac": "52:54:00:00:00:02"})
+    assert join(a_site(), [("hv1", lease), ("hv2", twice)], kept).refused
+
+
 def test_a_host_decides_as_the_gateway_does_where_it_can() -> None:
     """The agent joins its own machines to its part while the gateway is away."""
     site, wanted = a_site(), nic("cms/store", address="10.8.0.9")
