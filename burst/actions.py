@@ -83,7 +83,7 @@ class Terminate:
 
 Action = Want | Update | Launch | Admit | Route | Unroute | Drain | Remove | Terminate
 
-Subject = Literal["job", "lease", "pool", "provider", "lrms", "network"]
+Subject = Literal["job", "lease", "pool", "provider", "lrms", "network", "flash"]
 
 
 @dataclass(frozen=True, slots=True)

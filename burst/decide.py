@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from burst import funds, reconcile, renting, routing
+from burst import flashing, funds, reconcile, renting, routing
 from burst.actions import Decision
 from burst.model import Facts, Policy, Pool
 from burst.observe import world
@@ -36,6 +36,7 @@ def decide(
     reconcile.hold_launches(paper)
     funds.carry(paper)
     routing.route(paper, queue)
+    flashing.ahead(paper)
     renting.rent(paper, queue)
     reconcile.orphans(paper)
     reconcile.strays(paper)

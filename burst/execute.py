@@ -150,6 +150,10 @@ class _Hands:
             zone=before.zone,
             name=before.node,
             user_data=user_data,
+            spot=before.spot,
+            max_price=before.price_per_hour if before.spot else None,
+            network=before.network,
+            address=before.address,
         )
         asked = launching(before, self.clock())
         self.store.update(asked)

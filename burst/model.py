@@ -46,6 +46,7 @@ class Job:
     estimated_start: datetime | None = None
     name: str = ""
     comment: str = ""
+    home: str = ""  # the queue it was moved from and `unroute` returns it to (PBS, Torque, LSF)
 
 
 class NodeState(StrEnum):
@@ -94,6 +95,7 @@ class Offer:
     price_per_hour: Decimal
     available: int | None = None  # how many more; None: not known
     spot: bool = False
+    unit: str = ""  # of the price: the site's currency if empty, else `core-hours` of a quota
 
 
 class MachineState(StrEnum):
@@ -201,6 +203,14 @@ class Lease:
     unwell_since: datetime | None = None  # its machine or its node is not where it should be
     used: datetime | None = None  # when a job was last seen on its node
     machine_ended: datetime | None = None  # when the provider stopped charging, where it says so
+    spot: bool = False  # it may be taken back; it never costs more than `price_per_hour`
+    unit: str = ""  # of all its amounts; see `Offer.unit`
+    flash: str = ""  # the flash request it was rented for
+
+    @property
+    def account(self) -> str:
+        """Whose budget pays for it; see `account_of`."""
+        return account_of(self.tenant, self.provider, self.unit)
 
     @property
     def living(self) -> bool:
@@ -221,18 +231,50 @@ class LinkHealth:
     loss: float = 0.0  # share of the last probes that were lost
 
 
+def account_of(tenant: str, provider: str, unit: str) -> str:
+    """The name of a purse: a tenant's money is one, its quota at each partner is another."""
+    return f"{tenant}@{provider}" if unit else tenant
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A tenant's money for one period; `reserved` is for leases not yet settled."""
+    """An account's money, or core-hours, for one period; of several periods the tightest.
 
-    tenant: str
+    `reserved` is for leases not yet settled. Beyond `soft` nothing new is rented but for a flash.
+    """
+
+    tenant: str  # the account: see `account_of`
     limit: Decimal
     spent: Decimal
     reserved: Decimal
+    soft: Decimal | None = None
+    period: str = ""
+    unit: str = ""
 
     @property
     def free(self) -> Decimal:
         return self.limit - self.spent - self.reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """An operator's standing request: so many cores now, for so long, for at most so much.
+
+    The machines are rented whatever the queue says, and kept until `ends`; from then on they are
+    ordinary ones, kept while there is work and let go when idle.
+    """
+
+    id: str
+    tenant: str
+    cores: int
+    asked: datetime
+    ends: datetime
+    provider: str = ""  # empty: any
+    max_cost: Decimal | None = None  # of all its machines from launch to `ends`
+    cancelled: datetime | None = None
+
+    def active(self, now: datetime) -> bool:
+        return self.cancelled is None and now < self.ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +293,12 @@ class Pool:
     max_machines: int = 10
     addresses: tuple[str, ...] = ()  # inner addresses that leases of this pool may take
     features: tuple[str, ...] = ()  # what a job may ask of a node and find on a borrowed one
+    unit: str = ""  # of what its provider charges; see `Offer.unit`
+
+    @property
+    def account(self) -> str:
+        """Whose budget pays for its machines; see `account_of`."""
+        return account_of(self.tenant, self.provider, self.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +365,9 @@ class Facts:
     links: Mapping[str, LinkHealth] = field(default_factory=dict)  # by lease id
     enrolled: Mapping[str, datetime] = field(default_factory=dict)  # by lease id
     join_reports: Mapping[str, str] = field(default_factory=dict)  # by lease id: why joining failed
-    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by tenant
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by account, see `account_of`
+    flashes: tuple[Flash, ...] = ()  # those asked for and not yet over
+    flash_spent: Mapping[str, Decimal] = field(default_factory=dict)  # settled, by flash id
     network_error: str = ""  # the network engine cannot act now: then nothing is launched
     # Since when all of this has been watched without a gap: the daemon's start, or the end of the
     # last outage of LRMS, provider or network. Nobody is declared dead for our own absence.

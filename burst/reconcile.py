@@ -17,7 +17,7 @@ from burst.observe import (
     noticed,
     observations,
 )
-from burst.policy import breaker
+from burst.policy import breaker, flash
 from burst.policy.release import idle_too_long
 from burst.round import Round, over, why_it_leaves
 
@@ -62,6 +62,8 @@ def _release(paper: Round, lease: Lease, wanted_in: set[str], work_in: set[str])
         return f"operator: {lease.drain_requested}"
     if lease.pool not in paper.pool_names:
         return f"pool {lease.pool} is no longer in the site file"
+    if flash.kept_until(lease, paper.world.facts) is not None:
+        return drained_by_others(lease, paper.world)
     answers = paper.world.facts.farm is not None
     if lease.state is S.WANTED and answers and lease.pool not in wanted_in:
         return "no job waits for it any more"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 
+from burst import funds
 from burst.model import Lease, LeaseState, Offer, Pool
 from burst.observe import duration_text
 from burst.policy import breaker, money
@@ -169,7 +170,7 @@ class Trip:
         jobs = _fill(head, offer, waiting)
         limit = max(candidate.limit for candidate in jobs)
         reserve = money.first_reservation(offer.price_per_hour, limit, paper.policy)
-        if offer.price_per_hour and reserve > paper.free.get(self.pool.tenant, Decimal(0)):
+        if offer.price_per_hour and reserve > paper.spendable(self.pool.account):
             waiting.extendleft(reversed(jobs[1:]))
             return _no_money(paper, self.pool, offer, reserve)
         name = paper.new_id()
@@ -242,16 +243,7 @@ def _proving(health: breaker.PoolHealth, pool: Pool, paper: Round) -> Bar:
 
 
 def _no_money(paper: Round, pool: Pool, offer: Offer, reserve: Decimal) -> Bar:
-    budget = paper.budget(pool.tenant)
-    if budget is None:
-        text = f"tenant {pool.tenant} has no budget, and a {offer.type} costs money"
-        return Bar("no-budget", text)
-    free = paper.free[pool.tenant]
-    return Bar(
-        "budget",
-        f"{reserve:.4f} would have to be reserved for a {offer.type}, and of the {budget.limit} "
-        f"of tenant {pool.tenant} {max(free, Decimal(0)):.4f} are free",
-    )
+    return Bar(*funds.no_money(paper, pool.account, offer.type, reserve))
 
 
 def _fill(head: Candidate, offer: Offer, waiting: deque[Candidate]) -> list[Candidate]:
@@ -293,6 +285,8 @@ def _lease(
         gre_key=key,
         wanted=paper.world.now,
         reserved=reserve if offer.price_per_hour else Decimal(0),
+        spot=offer.spot,
+        unit=offer.unit,
     )
     paper.keep(lease)
     paper.by_pool.setdefault(pool.name, []).append(name)
@@ -332,7 +326,7 @@ def _explain_pool(
     living = [lease for lease in paper.of_pool(pool) if lease.living]
     joined = sum(lease.state is LeaseState.JOINED for lease in living)
     counts = f"{joined} joined of {len(living)} leases, at most {pool.max_machines}"
-    free = paper.free.get(pool.tenant)
+    free = paper.free.get(pool.account)
     purse = f"; {free:.4f} of the budget free" if free is not None else "; no budget"
     wait = duration_text(timedelta(seconds=start_threshold(paper.policy)))
     work = (

@@ -44,7 +44,7 @@ class Round:
     routes: list[Action] = field(default_factory=list)
     housekeeping: list[Action] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
-    free: dict[str, Decimal] = field(default_factory=dict)  # money, by tenant
+    free: dict[str, Decimal] = field(default_factory=dict)  # money, by account
     by_pool: dict[str, list[str]] = field(default_factory=dict)  # lease ids, oldest first
     answers: dict[str, tuple[str, str]] = field(default_factory=dict)  # code, message by job id
 
@@ -54,7 +54,7 @@ class Round:
     ) -> Round:
         ordered = sorted(world.facts.leases, key=lambda lease: (lease.wanted, lease.id))
         paper = cls(world, pools, policy, new_id, {lease.id: lease for lease in ordered})
-        paper.free = {tenant: budget.free for tenant, budget in world.facts.budgets.items()}
+        paper.free = {account: budget.free for account, budget in world.facts.budgets.items()}
         for lease in ordered:
             paper.by_pool.setdefault(lease.pool, []).append(lease.id)
         return paper
@@ -73,8 +73,16 @@ class Round:
     def coming(self, pool: Pool) -> list[Lease]:
         return [lease for lease in self.of_pool(pool) if lease.state in COMING]
 
-    def budget(self, tenant: str) -> Budget | None:
-        return self.world.facts.budgets.get(tenant)
+    def budget(self, account: str) -> Budget | None:
+        return self.world.facts.budgets.get(account)
+
+    def spendable(self, account: str) -> Decimal:
+        """What may be reserved for new machines: up to the soft limit, where there is one."""
+        budget = self.budget(account)
+        free = self.free.get(account, Decimal(0))
+        if budget is None or budget.soft is None:
+            return free
+        return min(free, free - (budget.limit - budget.soft))
 
     def see(self, lease: Lease, seen: Observation, failure: Failure | None = None) -> Lease:
         """One row of the table; a change of state makes earlier effects void."""
@@ -91,8 +99,8 @@ class Round:
         before = self.leases.get(lease.id)
         was = before.reserved if before is not None else Decimal(0)
         ends = before is not None and before.living and not lease.living
-        if lease.tenant in self.free:
-            self.free[lease.tenant] += was - lease.reserved - (lease.cost if ends else 0)
+        if lease.account in self.free:
+            self.free[lease.account] += was - lease.reserved - (lease.cost if ends else 0)
         self.leases[lease.id] = lease
 
     def answer(self, job_id: str, code: str, message: str) -> None:

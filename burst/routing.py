@@ -43,7 +43,7 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     limits = {candidate.limit for candidate in candidates}
     limits |= {limit_of(job, paper.policy.default_job_time) for job in routed}
     purses = [purse_of(paper, lease) for lease in nodes]
-    free = max(paper.free.get(pool.tenant, Decimal(0)), Decimal(0))
+    free = max(paper.free.get(pool.account, Decimal(0)), Decimal(0))
     longest = money.affordable_limit(purses, free, sorted(limits))
     for candidate in candidates:
         if longest is None or candidate.limit > longest:
@@ -103,7 +103,7 @@ def _chosen(
 
 def _take_back(paper: Round, pool: Pool, jobs: list[Job], why: str) -> None:
     for job in jobs:
-        if job.partitions == (pool.partition,):
+        if job.partitions == (pool.partition,) and not job.home:
             text = f"it was submitted to {pool.partition} alone; {why}"
             paper.answer(job.id, "waits-for-pool", text)
         else:

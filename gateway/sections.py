@@ -5,8 +5,9 @@ What one value can say is checked here; what needs two of them in `sitefile.py`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -14,7 +15,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
 from burst.join.bundle import BundleError, Mount
+from burst.mixed.weights import Weights
 from burst.model import Policy, Pool
+from burst.money.limits import Limit, since
+from burst.providers.libvirt_domain import Flavour, Image
 from dvn.forms import Model, fault
 from dvn.values import AddressField, Name, in_range, one_or_more
 from gateway.units import AbsolutePath, Addresses, Duration, Money, SocketPath
@@ -63,6 +67,38 @@ def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _libvirt_uri(value: str) -> str:
+    scheme, _, rest = value.partition("://")
+    if not rest or scheme.split("+")[0] != "qemu":
+        raise fault(
+            f"uri {value!r} is no hypervisor we know",
+            "write qemu:///system, or qemu+ssh://USER@HOST/system for another host",
+        )
+    if rest.partition("?")[0].rstrip("/").rpartition("/")[2] != "system":
+        raise fault(
+            f"uri {value!r} is not the system's libvirt",
+            "end it with /system: a session's machines cannot be put into a network",
+        )
+    return value
+
+
+def _currency(value: str) -> str:
+    if not re.fullmatch("[A-Z]{3}", value):
+        raise fault(f"{value!r} is not a currency", "write its ISO 4217 code, such as EUR")
+    return value
+
+
+Currency = Annotated[str, AfterValidator(_currency)]
+
+
+def _unit(value: str) -> str:
+    try:
+        return Weights(batch_slice=value).batch_slice
+    except ValueError as error:
+        raise fault(str(error), "name the unit that holds the jobs, see `systemd-cgls`") from None
+
+
+Weight = Annotated[int, AfterValidator(in_range("weight", 1, 10_000))]
 Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
 Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
 Names = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
@@ -83,6 +119,16 @@ class Enrol(Model):
     """How often a machine asks whether it is still wanted."""
     watchdog: Duration = timedelta(minutes=15)
     """A machine that hears nothing for so long powers itself off, its jobs with it."""
+
+
+class HostsListen(Model):
+    """Where the site's other hosts come for their part of the site. They are told the underlay's
+    public address where the gateway is behind NAT."""
+
+    address: AddressField | None = None
+    """On which to listen; the underlay's unless given."""
+    port: Port = 8444
+    """TCP port."""
 
 
 class GatewayConfig(Model):
@@ -113,6 +159,8 @@ class GatewayConfig(Model):
     """The history of ended leases."""
     enrol: Enrol = Enrol()
     """Where and how borrowed machines come for what they need."""
+    hosts: HostsListen = HostsListen()
+    """Where the agents of `hosts` ask."""
 
     @property
     def state_directory(self) -> Path:
@@ -162,11 +210,101 @@ class Ec2(Model):
     profile: str = "default"
     """The section of the credentials file."""
     prices: dict[str, Money] = Field(default_factory=dict)
-    """For an hour of each type; those not given are asked of AWS's price list."""
+    """For an hour of each type on demand, in the site's currency; those not given are asked of
+    AWS's price list."""
+    currency: Currency = "USD"
+    """Of its price list and of its spot prices."""
+    spot: Literal["no", "also", "only"] = "no"
+    """Whether spot machines are rented: they are cheaper, and may be taken back."""
     public_address: bool = True
     """Whether EC2 gives each machine a public address."""
     key_name: str = ""
     """An EC2 key pair for logging in by ssh; none unless given."""
+
+
+class ImageConfig(Model):
+    """What a hypervisor's machines boot from."""
+
+    volume: str
+    """A volume of the storage pool; never written to, each machine has an overlay."""
+    format: Literal["qcow2", "raw"] = "qcow2"
+    """The volume's format."""
+    kernel: AbsolutePath | None = None
+    """A kernel on the hypervisor that is booted directly; the image's own boot loader unless
+    given."""
+    initrd: AbsolutePath | None = None
+    """Its initramfs."""
+    cmdline: str = ""
+    """Its command line."""
+
+    def image(self) -> Image:
+        return Image(self.volume, self.format, self.kernel or "", self.initrd or "", self.cmdline)
+
+
+class FlavourConfig(Model):
+    """One type of virtual machine."""
+
+    cores: Count
+    """Virtual cores; each is a core of the hypervisor."""
+    memory: Annotated[int, AfterValidator(in_range("memory", 128, 16_777_216))]
+    """MiB."""
+    disk: Annotated[int, AfterValidator(in_range("disk", 1, 65_536))] = 10
+    """GiB, of which only what is written takes room."""
+    image: Name
+    """A name under `images`."""
+    price: Money = Decimal(0)
+    """For an hour; what costs nothing needs no budget."""
+
+    def flavour(self) -> Flavour:
+        return Flavour(self.cores, self.memory, self.disk, self.image, self.price)
+
+
+class MixedConfig(Model):
+    """Batch jobs and virtual machines on the same host: no core is given out twice."""
+
+    node: str
+    """The batch system's name for this hypervisor."""
+    batch_weight: Weight = 100
+    """Its jobs' share of processors and disks when both sides want more than there is."""
+    machine_weight: Weight = 100
+    """The machines' share."""
+    batch_slice: Annotated[str, AfterValidator(_unit)] = "system.slice"
+    """systemd's unit in which the batch system's daemon and its jobs run."""
+
+    def weights(self) -> Weights:
+        return Weights(self.batch_weight, self.machine_weight, self.batch_slice)
+
+
+class Libvirt(Model):
+    """Virtual machines on a hypervisor of the site or of a partner."""
+
+    type: Literal["libvirt"]
+    """Which kind of provider."""
+    uri: Annotated[str, AfterValidator(_libvirt_uri), Field(examples=["qemu:///system"])]
+    """libvirt's connection URI: `qemu:///system`, `qemu+ssh://dvn@hv2.example.org/system`."""
+    storage: str = "default"
+    """The storage pool of images, overlays and seeds."""
+    images: Annotated[dict[Name, ImageConfig], AfterValidator(_some)]
+    """What machines boot from, by name."""
+    types: Annotated[dict[Name, FlavourConfig], AfterValidator(_some)]
+    """The sizes of machines, by name."""
+    cores: Count | None = None
+    """The most cores that borrowed machines may have there together; all of them unless given."""
+    memory: Annotated[int, AfterValidator(in_range("memory", 128, 16_777_216))] | None = None
+    """The same for memory, in MiB."""
+    reserve_cores: Annotated[int, AfterValidator(in_range("number", 0, 10_000))] = 0
+    """Cores of the hypervisor that no machine gets."""
+    reserve_memory: Annotated[int, AfterValidator(in_range("memory", 0, 16_777_216))] = 1024
+    """MiB of the hypervisor that no machine gets."""
+    virtualization: Literal["kvm", "qemu"] = "kvm"
+    """`qemu` emulates, ten times slower: for trying things where there is no KVM."""
+    mtu: Annotated[int, AfterValidator(in_range("MTU", 1280, 9216))] = 1500
+    """Of the machines' interface."""
+    mixed: MixedConfig | None = None
+    """The hypervisor is a node of the batch system, too; leave it out if it is not."""
+
+
+ProviderConfig = Annotated[Ec2 | Libvirt, Field(discriminator="type")]
 
 
 class PoolConfig(Model):
@@ -205,9 +343,23 @@ class PoolConfig(Model):
             **{
                 field.name: getattr(self, field.name)
                 for field in fields(Pool)
-                if field.name != "name"
+                if field.name not in ("name", "unit")  # the unit is the provider's
             },
         )
+
+
+class PeriodConfig(Model):
+    """A limit for one more period."""
+
+    limit: Money
+    """The most that may be spent and reserved in one period."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
+    period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
+
+    def as_limit(self) -> Limit:
+        return Limit(self.limit, self.period, self.soft)
 
 
 class BudgetConfig(Model):
@@ -215,23 +367,34 @@ class BudgetConfig(Model):
 
     limit: Money
     """The most that may be spent and reserved in one period."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
     period: Literal["day", "week", "month", "year", "ever"] = "month"
     """By the calendar, in UTC; a week begins on Monday."""
+    also: tuple[PeriodConfig, ...] = ()
+    """More limits that hold at the same time: so much a month, and of it so much a day."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        own = Limit(self.limit, self.period, self.soft)
+        return (own, *(one.as_limit() for one in self.also))
 
     def since(self, now: datetime) -> datetime:
         """The start of the period that `now` is in."""
-        day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        match self.period:
-            case "day":
-                return day
-            case "week":  # ISO 8601: from Monday
-                return day - timedelta(days=day.weekday())
-            case "month":
-                return day.replace(day=1)
-            case "year":
-                return day.replace(month=1, day=1)
-            case "ever":
-                return datetime(1970, 1, 1, tzinfo=UTC)
+        return since(self.period, now)
+
+
+class QuotaConfig(Model):
+    """What a tenant may take of one provider, in core-hours instead of money."""
+
+    core_hours: Money
+    """The most that may be used and reserved in one period: cores of machines, times hours."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
+    period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit(self.core_hours, self.period, self.soft),)
 
 
 def _policy_field(kind: Any) -> Any:
@@ -255,12 +418,22 @@ class BurstConfig(Model):
 
     lrms: SlurmConfig
     """The batch system."""
-    providers: Annotated[dict[Name, Ec2], AfterValidator(_some)]
+    providers: Annotated[dict[Name, ProviderConfig], AfterValidator(_some)]
     """Where machines come from, by name."""
     pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
     """Which jobs may go to which machines, by name."""
+    currency: Currency = "USD"
+    """Of all budgets, prices and costs, as ISO 4217 writes it."""
+    exchange: dict[Currency, Money] = Field(default_factory=dict)
+    """What one unit of another currency costs in the site's: `{USD: 0.92}`."""
+    price_files: dict[Name, AbsolutePath] = Field(default_factory=dict)
+    """CSV files of prices in the site's currency, by provider; the first line names the columns:
+    `type,price_per_hour[,zone][,spot]`."""
     budgets: dict[Name, BudgetConfig] = Field(default_factory=dict)
     """Money by tenant. A tenant without a budget borrows nothing that costs."""
+    quotas: dict[Name, dict[Name, QuotaConfig]] = Field(default_factory=dict)
+    """Core-hours by tenant and provider. Machines of a provider named here cost core-hours, not
+    money, and a tenant without a quota there borrows none."""
     policy: PolicyConfig = PolicyConfig()
     """The numbers of a decision."""
 

@@ -43,6 +43,7 @@ class JoinGateway:
     heartbeat: timedelta = timedelta(seconds=30)
     watchdog: timedelta = timedelta(minutes=15)  # without a word from the gateway: power off
     metadata_url: str = METADATA_URL
+    attached: bool = False  # the machine is in the network itself: `address` is the gateway's there
     root: str = ""  # put before every path the machine writes; for tests
 
 
@@ -69,6 +70,7 @@ def user_data(lease: Lease, gateway: JoinGateway, token: str) -> str:
         "METADATA": _matching("the metadata URL", _URL, gateway.metadata_url),
         "HEARTBEAT": str(_seconds("the heartbeat", gateway.heartbeat)),
         "WATCHDOG": str(_seconds("the watchdog's time", gateway.watchdog)),
+        "ATTACHED": "yes" if gateway.attached else "",
         "ROOT": gateway.root,
     }
     head = "#!/bin/bash\n# Makes this machine a node of a batch farm elsewhere, for one lease.\n"

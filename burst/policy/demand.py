@@ -15,6 +15,7 @@ _NOT_FOR_WANT_OF_MACHINES = (
     "Dependency",
     "BeginTime",
     "JobArrayTaskLimit",
+    "JobArrayBegun",  # PBS: tasks of a begun array stay where they are
     "Licenses",
     "Reservation",
     "Assoc",

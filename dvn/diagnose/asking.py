@@ -203,7 +203,7 @@ def _place(site: Site, scene: Scene, text: str) -> _Place:
 def _interface_place(site: Site, name: str) -> _Place:
     """An interface; if it is a port of a network, that port."""
     for tenant, network_name, network in site.networks():
-        if any(port.interface == name for port in network.ports):
+        if any(port.interface == name for port in network.on(site.here)):
             return _network_place(tenant, network_name, network, name)
     return _Place(name)
 

@@ -43,6 +43,14 @@ def make_app(view: View) -> FastAPI:
     def budgets() -> tuple[m.Budget, ...]:
         return view.budgets()
 
+    @app.get("/v1/hosts")
+    def hosts() -> tuple[m.Host, ...]:
+        return view.hosts()
+
+    @app.post("/v1/hosts/{name}/invite")
+    def invite(name: str) -> m.Invitation:
+        return view.invite(name)
+
     @app.get("/v1/events")
     def events(
         lease: str | None = None,
@@ -70,5 +78,13 @@ def make_app(view: View) -> FastAPI:
     @app.post("/v1/resume")
     def resume() -> m.Drained:
         return view.resume()
+
+    @app.get("/v1/mixed/{name}")
+    def mixed(name: str) -> m.Mixed:
+        return view.mixed(name, None)
+
+    @app.post("/v1/mixed/{name}")
+    def turn_mixed(name: str, on: bool) -> m.Mixed:
+        return view.mixed(name, on)
 
     return app

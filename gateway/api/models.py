@@ -183,6 +183,22 @@ class Status(Model):
     drift: Drift | None = None  # None: the agent does not answer
 
 
+class Host(Model):
+    """A hypervisor of the site."""
+
+    name: str
+    seen: datetime | None  # when it asked last, since the daemon's start
+    current: bool  # whether it has its part of the site as it is now
+    machines: int  # NICs of running machines that ask for a network
+    error: str  # why it could not make its part so
+    problems: tuple[str, ...]  # NICs that are in no network, and what was left out
+
+
+class Invitation(Model):
+    host: str
+    text: str  # the agent's file
+
+
 class Explanation(Model):
     kind: str
     id: str
@@ -197,6 +213,14 @@ class Explanation(Model):
 class Drained(Model):
     leases: tuple[str, ...]
     hold: str
+
+
+class Mixed(Model):
+    """Whether a host runs virtual machines beside its batch jobs."""
+
+    provider: str
+    on: bool
+    leases: tuple[str, ...]  # of machines that are on it now
 
 
 class Step(Model):

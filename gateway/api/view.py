@@ -18,10 +18,12 @@ from burst.policy.money import accrued
 from dvn.agent_client import AgentError, AgentUnavailable
 from gateway.api import models as m
 from gateway.enrol import EnrolServer
+from gateway.hosts.keeper import HostKeeper
 from gateway.loops.answers import Answer
 from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop, about
 from gateway.loops.loop import LoopStatus
 from gateway.loops.network import NetworkLoop
+from gateway.mixed import MixedMode
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.version import version
@@ -47,6 +49,7 @@ class View:
         enrolment_error: Callable[[], str],
         wake: Callable[[], None],
         drift: Callable[[], dict[str, Any]],
+        hosts: HostKeeper | None = None,
     ) -> None:
         self._file = file
         self._store = store
@@ -58,7 +61,26 @@ class View:
         self._enrolment_error = enrolment_error
         self._wake = wake
         self._drift = drift
+        self._hosts = hosts
+        self._mixed = MixedMode(file, store)
         self._started = clock()
+
+    # -- hosts
+
+    def hosts(self) -> tuple[m.Host, ...]:
+        if self._hosts is None:
+            return ()
+        views = self._hosts.views(self._network.site_now())
+        return tuple(m.Host(**_fields(view)) for view in views)
+
+    def invite(self, name: str) -> m.Invitation:
+        """What the agent's file on a host says; it has the host's token."""
+        if self._hosts is None:
+            raise NotFound("the site file has no `hosts`")
+        try:
+            return m.Invitation(host=name, text=self._hosts.invitation(name))
+        except KeyError:
+            raise NotFound(f"the site file has no host {name!r} under `hosts`") from None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -192,6 +214,17 @@ class View:
         self._store.note(FORGIVEN, self._clock().isoformat())
         self._wake()
         return m.Drained(leases=(), hold=self._hold())
+
+    def mixed(self, name: str, on: bool | None) -> m.Mixed:
+        """Whether the host of this provider is in mixed mode; `on` turns it."""
+        if name not in self._mixed.names:
+            known = ", ".join(self._mixed.names) or "there is none"
+            raise NotFound(f"no provider {name!r} can be in mixed mode (known: {known})")
+        if on is not None:
+            self._mixed.turn(name, on)
+            self._wake()
+        leases = [le.id for le in self._store.leases() if le.provider == name]
+        return m.Mixed(provider=name, on=self._mixed.on(name), leases=tuple(leases))
 
     # -- parts -------------------------------------------------------------------------------
 

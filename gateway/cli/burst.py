@@ -203,6 +203,33 @@ def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
         line("renting is allowed again")
 
 
+class OnOff(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+@app.command()
+def mixed(
+    provider: Annotated[str, typer.Argument(help="A provider with `mixed` in the site file.")],
+    turn: Annotated[OnOff | None, typer.Argument(help="Only shown unless given.")] = None,
+    output: Output = Format.TEXT,
+    socket: Socket = None,
+) -> None:
+    """Turn virtual machines beside batch jobs on or off on one host; what runs there goes on."""
+    client = Client(socket)
+    if turn is None:
+        value = ask(client, output, "GET", "mixed", provider)
+    else:
+        on = str(turn is OnOff.ON).lower()
+        value = ask(client, output, "POST", "mixed", provider, on=on)
+    if output is Format.JSON:
+        as_json(value)
+        return
+    line(f"{provider}: mixed mode is {'on' if value['on'] else 'off'}")
+    if value["leases"] and not value["on"]:
+        line(f"{len(value['leases'])} machines are still there; their cores go back as they end")
+
+
 @app.command()
 def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
     """Show what the next round would do."""

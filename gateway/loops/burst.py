@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,8 @@ from gateway.loops.backoff import Backoff
 from gateway.loops.books import Books
 from gateway.loops.lending import ProviderReader
 from gateway.loops.network import NetworkView
-from gateway.loops.source import Source, SourceStatus
+from gateway.loops.source import Source, SourceStatus, Spawn, in_thread
+from gateway.loops.timesheet import Timesheet
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,12 @@ class BurstLoop:
         clock: Callable[[], datetime],
         answer_timeout: timedelta,
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        spawn: Spawn = in_thread,
+        rng: random.Random | None = None,
+        resumed: Callable[[], datetime | None] = lambda: None,
     ) -> None:
+        """`spawn` runs a question to a service, `rng` spreads retries: both for simulations.
+        `resumed` says since when instants may be compared: the clock was set then."""
         self._pools = tuple(pools)
         self._policy = policy
         self._store = store
@@ -58,7 +65,9 @@ class BurstLoop:
         self._timeout = answer_timeout.total_seconds()
         self._new_id = new_id
         self._started = clock()
+        self._resumed = resumed
         self.answers = Answers()
+        self._timesheet = Timesheet(store.accounts)
         self.facts: Facts | None = None
         self.farm: Farm | None = None  # the last that was seen, for those who ask
         self.failed: dict[str, str] = {}  # the actions of the last round that did not succeed
@@ -67,20 +76,22 @@ class BurstLoop:
         long_outage = min(timedelta(seconds=30), policy.lost_timeout / 4)
         self._farm_source = Source(
             "lrms",
-            lrms.snapshot,
+            self._snapshot,
             expected=(LrmsError, OSError),
-            backoff=_patience(policy),
+            backoff=_patience(policy, rng),
             clock=clock,
             long_outage=long_outage,
+            spawn=spawn,
         )
         self._provider_sources = {
             name: Source(
                 name,
                 ProviderReader(provider, clock),
                 expected=(ProviderError, OSError),
-                backoff=_patience(policy),
+                backoff=_patience(policy, rng),
                 clock=clock,
                 long_outage=long_outage,
+                spawn=spawn,
             )
             for name, provider in providers.items()
         }
@@ -98,6 +109,7 @@ class BurstLoop:
     def round(self) -> None:
         facts = self._gather()
         self.facts = facts
+        self._timesheet.look(facts)
         decision = self._decide(facts)
         self.answers.hear(decision.reasons, facts.now)
         self._act(decision.actions)
@@ -105,6 +117,11 @@ class BurstLoop:
     def plan(self) -> Decision | None:
         """What the facts of the last round ask for now; None before the first round."""
         return None if self.facts is None else self._decide(self.facts)
+
+    def _snapshot(self) -> Farm:
+        """Stamped by the clock that decisions use, whatever clock the adapter has."""
+        taken = self._clock()
+        return replace(self._lrms.snapshot(), taken=taken)
 
     def _gather(self) -> Facts:
         # The providers are asked before the leases are read: a lease written in between would
@@ -121,6 +138,7 @@ class BurstLoop:
         heard = self._store.joins.heard()
         forgiven = self._store.notes().get(FORGIVEN, "")
         view = self._network()
+        flashes = self._store.flashes.all(since=now)
         return Facts(
             now=now,
             farm=farm,
@@ -133,6 +151,8 @@ class BurstLoop:
             enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
             join_reports={lease: said.failure for lease, said in heard.items() if said.failure},
             budgets=self.books.budgets(),
+            flashes=flashes,
+            flash_spent=self._store.accounts.spent_by_flash(flash.id for flash in flashes),
             network_error=view.error,
             watching_since=self._watching_since(view),
             forgiven=datetime.fromisoformat(forgiven) if forgiven else None,
@@ -141,8 +161,7 @@ class BurstLoop:
     def _watching_since(self, view: NetworkView) -> datetime:
         """The end of the last long outage of anybody: nobody is late for the time nobody looked."""
         ends = [status.recovered for status in self.services if status.recovered is not None]
-        if view.recovered is not None:
-            ends.append(view.recovered)
+        ends += [end for end in (view.recovered, self._resumed()) if end is not None]
         return max([self._started, *ends])
 
     def _decide(self, facts: Facts) -> Decision:
@@ -175,8 +194,9 @@ class BurstLoop:
         self.failed = failed
 
 
-def _patience(policy: Policy) -> Backoff:
-    return Backoff(min(policy.backoff_first, timedelta(seconds=10)), policy.backoff_limit)
+def _patience(policy: Policy, rng: random.Random | None) -> Backoff:
+    first = min(policy.backoff_first, timedelta(seconds=10))
+    return Backoff(first, policy.backoff_limit, rng or random.Random())
 
 
 def about(action: Action) -> str:

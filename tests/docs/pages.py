@@ -46,6 +46,7 @@ CHANGES = frozenset(
         ("gateway", "run"),
         ("burst", "drain"),
         ("burst", "resume"),
+        ("burst", "mixed"),
     }
 )
 

@@ -55,12 +55,16 @@ COMMANDS = {
         "tunnel",
         "gateway",
         "burst",
+        "hosts",
+        "agent",
     },
+    ("hosts",): {"list", "invite"},
+    ("agent",): {"run", "status"},
     ("tunnel",): {"probe"},
     ("gateway",): {"run", "status"},
-    ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan"},
+    ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan", "mixed"},
 }
-WITHOUT_JSON = {("gateway", "run"), ("capture",)}
+WITHOUT_JSON = {("gateway", "run"), ("agent", "run"), ("capture",)}
 
 
 def tree(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -171,6 +175,8 @@ ASKING = [
     ["burst", "explain", "cms-aws"],
     ["burst", "drain", "--all"],
     ["burst", "resume"],
+    ["burst", "mixed", "farm-hv"],
+    ["burst", "mixed", "farm-hv", "off"],
 ]
 
 
