@@ -32,6 +32,10 @@ READS = frozenset(
         ("burst", "jobs"),
         ("burst", "explain"),
         ("burst", "plan"),
+        ("burst", "cost"),
+        ("burst", "usage"),
+        ("burst", "history"),
+        ("burst", "top"),
         ("lab", "attack"),
     }
 )
@@ -45,6 +49,7 @@ CHANGES = frozenset(
         ("destroy",),
         ("gateway", "run"),
         ("burst", "drain"),
+        ("burst", "flash"),
         ("burst", "resume"),
         ("burst", "mixed"),
     }
