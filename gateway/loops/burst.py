@@ -13,7 +13,7 @@ from burst import execute
 from burst.actions import Action, Decision, Update
 from burst.decide import decide
 from burst.lrms.base import Lrms, LrmsError
-from burst.model import Facts, Farm, Lease, Policy, Pool, ProviderFacts
+from burst.model import Facts, Farm, Lease, Notice, Policy, Pool, ProviderFacts
 from burst.observe import world
 from burst.providers.base import Provider, ProviderError
 from burst.round import Round
@@ -164,6 +164,12 @@ class BurstLoop:
             },
             links=view.links,
             enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
+            heard={lease: said.heard for lease, said in heard.items()},
+            notices={
+                lease: Notice(said.noticed, said.ends)
+                for lease, said in heard.items()
+                if said.noticed is not None
+            },
             join_reports={lease: said.failure for lease, said in heard.items() if said.failure},
             budgets=self.books.budgets(),
             flashes=flashes,
