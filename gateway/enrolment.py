@@ -76,7 +76,6 @@ _BEFORE_JOINING = frozenset(
         "clock",
         "preflight",
         "version",
-        "users",
         "dns",
     }
 )

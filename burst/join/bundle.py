@@ -132,9 +132,7 @@ class Bundle:
     names: tuple[tuple[str, str], ...] = ()  # name and address that must agree on the machine
     reach: tuple[Reach, ...] = ()
     reach_timeout: timedelta = timedelta(minutes=10)
-    mtu: int = (
-        0  # of the tunnel: packets of this size must pass to `reach`; 0: untried
-    )
+    mtu: int = 0  # of the tunnel: packets of this size must pass to `reach`; 0: untried
     mounts: tuple[Mount, ...] = ()
     commands: tuple[Command, ...] = ()
     memory_mb: int = 0  # "{memory_mb}" in an argument: the lesser of this and what the machine has

@@ -26,6 +26,7 @@ from burst.join.bundle import (
     Reach,
     Version,
 )
+from burst.lrms.slurm_version import oldest_slurmd
 from burst.model import Lease
 from burst.policy.which import usable_memory_mb
 
@@ -41,10 +42,6 @@ if [ -d /run/systemd/system ]; then exec systemctl restart munge; fi
 munged --stop 2>/dev/null
 exec setpriv --reuid munge --regid munge --clear-groups munged"""
 _MUNGE_WORKS = "munge -n | unmunge >/dev/null"
-# slurmctld takes slurmds of its own release and some before (Slurm's "Upgrade Guide").
-_RELEASES = (
-    (21, 8), (22, 5), (23, 2), (23, 11), (24, 5), (24, 11), (25, 5), (25, 11), (26, 5),
-)  # fmt: skip
 # Slurm 22.05 without systemd does not make the cgroup it wants to live in.
 _SLICE = "[ -d /run/systemd/system ] || mkdir -p /sys/fs/cgroup/system.slice"
 
@@ -179,11 +176,9 @@ class _Settings:
 
 
 def _versions(farm: tuple[int, int] | None) -> tuple[Version, ...]:
-    if farm not in _RELEASES:
+    least = oldest_slurmd(farm) if farm is not None else None
+    if farm is None or least is None:
         return ()  # not known here: slurmctld itself will say
-    place = _RELEASES.index(farm)
-    before = 3 if farm >= (24, 11) else 2
-    least = _RELEASES[max(place - before, 0)]
     why = f"slurmctld {farm[0]}.{farm[1]:02d} of the farm takes"
     return (Version("slurmd", ("slurmd", "-V"), least, farm, why),)
 
