@@ -37,6 +37,8 @@ READS = frozenset(
         ("burst", "history"),
         ("burst", "top"),
         ("lab", "attack"),
+        ("hosts", "list"),
+        ("agent", "status"),
     }
 )
 CHANGES = frozenset(
@@ -52,6 +54,8 @@ CHANGES = frozenset(
         ("burst", "flash"),
         ("burst", "resume"),
         ("burst", "mixed"),
+        ("hosts", "invite"),
+        ("agent", "run"),
     }
 )
 
