@@ -66,6 +66,8 @@ class Hypervisors:
     """The lab with nothing of the product running yet."""
 
     def __init__(self, lab: Lab, directory: Path) -> None:
+        # Nothing loads it by itself: libvirt only looks whether /dev/net/tun is there.
+        subprocess.run(["modprobe", "-q", "tun"], check=False, timeout=60)
         self.place = Spread(lab)
         self.directory = directory
         self.kernel, self.initrd = kernel_files()
