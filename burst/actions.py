@@ -58,6 +58,13 @@ class Unroute:
 
 
 @dataclass(frozen=True, slots=True)
+class Requeue:
+    """Stop a running job and queue it again, under its id: its machine goes away anyhow."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Let the node take no new job; running jobs go on."""
 
@@ -81,7 +88,7 @@ class Terminate:
     lease_id: str | None
 
 
-Action = Want | Update | Launch | Admit | Route | Unroute | Drain | Remove | Terminate
+Action = Want | Update | Launch | Admit | Route | Unroute | Requeue | Drain | Remove | Terminate
 
 Subject = Literal["job", "lease", "pool", "provider", "lrms", "network", "flash"]
 

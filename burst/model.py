@@ -206,6 +206,7 @@ class Lease:
     spot: bool = False  # it may be taken back; it never costs more than `price_per_hour`
     unit: str = ""  # of all its amounts; see `Offer.unit`
     flash: str = ""  # the flash request it was rented for
+    taken_back: datetime | None = None  # when the provider will end its machine, as announced
 
     @property
     def account(self) -> str:
@@ -234,6 +235,18 @@ class LinkHealth:
 def account_of(tenant: str, provider: str, unit: str) -> str:
     """The name of a purse: a tenant's money is one, its quota at each partner is another."""
     return f"{tenant}@{provider}" if unit else tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a machine was told by its provider, and passed on.
+
+    `ends` is when the provider will end it; None: it only may do so soon (EC2's rebalance
+    recommendation).
+    """
+
+    at: datetime
+    ends: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +338,11 @@ class Policy:
     """From tunnel and enrolment to a usable node in the batch system."""
     lost_timeout: timedelta = timedelta(minutes=3)
     """A joined machine whose node, machine or tunnel is gone for so long is given up."""
+    silence_timeout: timedelta = timedelta(minutes=5)
+    """A machine whose heartbeat was not heard for so long is drained; less than
+    `gateway.enrol.watchdog`, after which it powers itself off, with the jobs on it."""
+    requeue_before: timedelta = timedelta(seconds=60)
+    """So long before the provider takes a machine back its jobs are queued again."""
     drain_timeout: timedelta = timedelta(hours=24)
     """A drain that lasts longer is called late in `dvn burst explain`; jobs are never killed."""
     backoff_first: timedelta = timedelta(seconds=10)
@@ -365,6 +383,8 @@ class Facts:
     links: Mapping[str, LinkHealth] = field(default_factory=dict)  # by lease id
     enrolled: Mapping[str, datetime] = field(default_factory=dict)  # by lease id
     join_reports: Mapping[str, str] = field(default_factory=dict)  # by lease id: why joining failed
+    heard: Mapping[str, datetime] = field(default_factory=dict)  # by lease id: its last word
+    notices: Mapping[str, Notice] = field(default_factory=dict)  # by lease id
     budgets: Mapping[str, Budget] = field(default_factory=dict)  # by account, see `account_of`
     flashes: tuple[Flash, ...] = ()  # those asked for and not yet over
     flash_spent: Mapping[str, Decimal] = field(default_factory=dict)  # settled, by flash id

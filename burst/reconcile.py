@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 
+from burst import interruption
 from burst.actions import Drain, Remove, Terminate
 from burst.leases import Effect, Observation
 from burst.model import Lease, LeaseState, MachineState, NodeState
@@ -39,6 +40,7 @@ def leases(paper: Round, wanted_in: set[str], work_in: set[str]) -> None:
             lease = paper.see(lease, node)
         lease = _stopped(paper, lease, wanted_in, work_in)
         _duplicates(paper, lease)
+        interruption.requeue(paper, lease)
 
 
 def _stopped(paper: Round, lease: Lease, wanted_in: set[str], work_in: set[str]) -> Lease:

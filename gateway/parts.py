@@ -182,7 +182,8 @@ def _rate(burst: BurstConfig, currency: str) -> Decimal:
 def _joining(file: SiteFile, store: Store) -> Joining:
     from burst.join.bundle import Bundle, BundleError, Mount
     from burst.join.slurm import SlurmJoin
-    from burst.join.userdata import JoinGateway, user_data
+    from burst.join.userdata import TUNNEL_MTU, JoinGateway, user_data
+    from burst.lrms.slurm_version import ControllerVersion
 
     burst, gateway, underlay = file.burst, file.gateway, file.site.underlay
     assert burst is not None
@@ -195,6 +196,8 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         mounts=tuple(Mount.parse(text) for text in lrms.mounts),
         hosts=lrms.hosts,
         install=lrms.install,
+        mtu=TUNNEL_MTU,
+        version=ControllerVersion(),
     )
     public = str(underlay.outside(4))
     inside = any(isinstance(config, Libvirt) for config in burst.providers.values())

@@ -63,6 +63,31 @@ watchdog() {
     done
 }
 
+# A spot machine is told two minutes before that it will be taken back, and at times earlier that it
+# may be. The gateway then takes the jobs off it in time. AWS: look every 5 seconds.
+notices() {
+    exec 8>"$run/notices.lock"
+    flock --nonblock 8 || return 0
+    local ends said told=no
+    [[ $(metadata instance-life-cycle) == spot ]] || return 0
+    while :; do
+        pause 4
+        [[ -s $run/authorization ]] || continue
+        ends=
+        if said=$(metadata spot/instance-action) && [[ $said =~ \"time\":\ *\"([0-9TZ:.-]+)\" ]]; then
+            ends=${BASH_REMATCH[1]}
+        elif [[ $told != no ]] || ! metadata events/recommendations/rebalance >/dev/null; then
+            continue
+        fi
+        [[ $told != "$ends" ]] || continue
+        say "the provider takes this machine back: ${ends:-soon, perhaps}"
+        printf '{"ends": "%s"}' "$ends" >"$run/notice.json"
+        case $(ask /notice /dev/null --header @"$run/authorization" --data-binary @"$run/notice.json") in
+            204) told=$ends ;;
+        esac
+    done
+}
+
 report() { # sends $run/report.json, a JSON object
     local try
     local -a proof=()
@@ -187,6 +212,7 @@ if [[ -n $ATTACHED ]]; then
     error=$(bring_up_interface 2>&1) || fail link "interface $MAC: $error"
 else
     own_address || fail metadata "no private address from the metadata service at $METADATA"
+    notices </dev/null >/dev/null 2>>"$log" &
     deny_metadata || fail metadata "the jobs' users cannot be kept from $METADATA: ip rule failed"
     modprobe ip_gre 2>>"$log" || say "modprobe ip_gre failed: it may be built in"
     error=$(bring_up_tunnel 2>&1) || fail link "GRE tunnel $private to $GATEWAY: $error"

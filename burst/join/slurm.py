@@ -24,7 +24,9 @@ from burst.join.bundle import (
     Mount,
     Program,
     Reach,
+    Version,
 )
+from burst.lrms.slurm_version import oldest_slurmd
 from burst.model import Lease
 from burst.policy.which import usable_memory_mb
 
@@ -39,6 +41,7 @@ _MUNGED = """\
 if [ -d /run/systemd/system ]; then exec systemctl restart munge; fi
 munged --stop 2>/dev/null
 exec setpriv --reuid munge --regid munge --clear-groups munged"""
+_MUNGE_WORKS = "munge -n | unmunge >/dev/null"
 # Slurm 22.05 without systemd does not make the cgroup it wants to live in.
 _SLICE = "[ -d /run/systemd/system ] || mkdir -p /sys/fs/cgroup/system.slice"
 
@@ -54,6 +57,8 @@ class SlurmJoin:
     hosts: Mapping[str, str] = field(default_factory=dict)  # more lines for /etc/hosts
     install: str = ""  # a shell line, run when the image lacks a program
     reach_timeout: timedelta = timedelta(minutes=10)
+    mtu: int = 0  # of the tunnel; 0: it is not tried out
+    version: Callable[[], tuple[int, int] | None] = lambda: None  # of the farm's slurmctld
     resolve: Callable[[str], str] = socket.gethostbyname
 
     def bundle(self, lease: Lease, features: Sequence[str]) -> Bundle:
@@ -98,12 +103,16 @@ class SlurmJoin:
                 *companions,
                 File("/etc/hosts", host_lines(hosts), merge=True),
             ),
+            versions=_versions(self.version()),
+            names=tuple(sorted({**heads, lease.node: lease.address}.items())),
+            mtu=self.mtu,
             reach=(*self._slurmctld(settings, heads), *file_servers(self.mounts)),
             reach_timeout=self.reach_timeout,
             mounts=mounted(self.mounts, lease.address),
             commands=(
                 Command("hostname", ("hostname", lease.node)),
                 Command("munged", ("sh", "-c", _MUNGED)),
+                Command("munge", ("sh", "-c", _MUNGE_WORKS), attempts=5),
                 Command("cgroup", ("sh", "-c", _SLICE), may_fail=True),
                 Command("slurmd", _slurmd(lease, features), timedelta(minutes=2)),
             ),
@@ -164,6 +173,14 @@ class _Settings:
     def path(self, name: str, default: str, node: str) -> str:
         """A path with %h and %n (host and node name) filled in."""
         return self.get(name, default).replace("%h", node).replace("%n", node)
+
+
+def _versions(farm: tuple[int, int] | None) -> tuple[Version, ...]:
+    least = oldest_slurmd(farm) if farm is not None else None
+    if farm is None or least is None:
+        return ()  # not known here: slurmctld itself will say
+    why = f"slurmctld {farm[0]}.{farm[1]:02d} of the farm takes"
+    return (Version("slurmd", ("slurmd", "-V"), least, farm, why),)
 
 
 def _slurmd(lease: Lease, features: Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from burst.model import Lease
 
 SIZE_LIMIT = 16384  # bytes, before base64: EC2 user guide, "Work with instance user data"
 DEVICE = "dvn0"
+TUNNEL_MTU = 1458  # gretap with a key on a path of 1500
 METADATA_URL = "http://169.254.169.254"
 
 _URL = re.compile(r"https?://[0-9A-Za-z.\[\]:-]+")
@@ -39,7 +40,7 @@ class JoinGateway:
     enrol_url: str
     pin: str  # curl's --pinnedpubkey
     prefix_length: int  # of the tenant network
-    mtu: int = 1458  # of the tunnel device: gretap with a key on a path of 1500
+    mtu: int = TUNNEL_MTU  # of the tunnel device
     heartbeat: timedelta = timedelta(seconds=30)
     watchdog: timedelta = timedelta(minutes=15)  # without a word from the gateway: power off
     metadata_url: str = METADATA_URL

@@ -194,6 +194,7 @@ def domain_xml(request: LaunchRequest, config: LibvirtConfig, tag: Tag) -> str:
         "network": f"{request.tenant}/{request.network}",
         "mac": inner_mac(request.address),
         "address": request.address,
+        "lease": request.lease_id,  # so that it may have an address that is kept for such
     }
     ET.SubElement(ports, f"{{{PORTS_NS}}}port", wanted)
     _text(domain, "memory", str(flavour.memory_mb), unit="MiB")

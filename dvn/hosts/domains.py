@@ -4,7 +4,7 @@ A domain says it in its metadata (https://libvirt.org/formatdomain.html#general-
 libvirt keeps what belongs to other programs:
 
     <metadata>
-      <dvn:port xmlns:dvn="https://dvn.example/xmlns/1" network="cms/farm" address="10.9.0.20"/>
+      <dvn:port xmlns:dvn="urn:dvn:libvirt:1" network="cms/farm" address="10.9.0.20"/>
     </metadata>
 
 For several NICs there are several, each with the `mac` that says which is meant, in one
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from dvn.hosts.joining import Nic
 
-NAMESPACE = "https://dvn.example/xmlns/1"
+NAMESPACE = "urn:dvn:libvirt:1"
 _PORTS, _PORT = f"{{{NAMESPACE}}}ports", f"{{{NAMESPACE}}}port"
 _ATTRIBUTES = frozenset(("network", "address", "mac", "lease"))
 

@@ -61,6 +61,7 @@ class Process:
         text = to_json(sorted(services, key=lambda service: service.network))
         new = self._directory / f"{CONFIG}.new"
         new.write_text(text)
+        new.chmod(0o644)
         new.replace(self._directory / CONFIG)
         if not self.is_alive():
             self._start()
@@ -82,7 +83,11 @@ class Process:
 
     def _prepare(self) -> None:
         uid, gid = account()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        # Whatever our umask is: who serves has given up root, and reads its file there.
+        for directory in (RUN, self._directory.parent, self._directory):
+            if not directory.exists():
+                directory.mkdir(parents=True, exist_ok=True)
+                directory.chmod(0o755)
         self._leases.mkdir(parents=True, exist_ok=True)
         os.chown(self._leases, uid, gid)
         self._leases.chmod(0o700)

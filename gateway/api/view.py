@@ -10,17 +10,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from burst.actions import Action
-from burst.model import Farm, JobState, LinkHealth
+from burst.model import Budget, Farm, JobState, LinkHealth, Pool
 from burst.model import Job as LrmsJob
 from burst.model import Lease as StoredLease
 from burst.policy.money import accrued
 from dvn.agent_client import AgentError, AgentUnavailable
+from gateway.api import explaining
 from gateway.api import models as m
+from gateway.api.bills import Bills
+from gateway.api.flashes import FlashView
+from gateway.api.planning import planned
 from gateway.enrol import EnrolServer
 from gateway.hosts.keeper import HostKeeper
 from gateway.loops.answers import Answer
-from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop, about
+from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop
 from gateway.loops.loop import LoopStatus
 from gateway.loops.network import NetworkLoop
 from gateway.mixed import MixedMode
@@ -64,6 +67,9 @@ class View:
         self._hosts = hosts
         self._mixed = MixedMode(file, store)
         self._started = clock()
+        self._currency = file.burst.currency if file.burst else ""
+        self.bills = Bills(file, store, clock)
+        self.flashes = FlashView(file, store, clock, burst, wake, self._why)
 
     # -- hosts
 
@@ -140,19 +146,22 @@ class View:
         )
 
     def budgets(self) -> tuple[m.Budget, ...]:
-        if self._burst is None or self._file.burst is None:
+        """Every limit of every account as it stands now."""
+        if self._burst is None:
             return ()
-        periods = self._file.burst.budgets
         return tuple(
             m.Budget(
-                tenant=tenant,
-                period=periods[tenant].period,
+                tenant=account,
+                period=budget.period,
+                unit=budget.unit or self._currency,
                 limit=budget.limit,
+                soft=budget.soft,
                 spent=budget.spent,
                 reserved=budget.reserved,
                 free=budget.free,
             )
-            for tenant, budget in sorted(self._burst.books.budgets().items())
+            for account, several in sorted(self._burst.books.every().items())
+            for budget in several
         )
 
     def events(self, *, lease: str | None, after: int, limit: int) -> tuple[m.Event, ...]:
@@ -174,7 +183,8 @@ class View:
         decision = self._burst.plan() if self._burst else None
         if decision is None:
             return m.PlanNow(ready=False, steps=())
-        return m.PlanNow(ready=True, steps=tuple(map(_step, decision.actions)))
+        stored = {lease.id: lease for lease in self._store.leases()}
+        return planned(decision, stored, self._currency)
 
     def find(self, name: str) -> StoredLease:
         """A lease by its id, the unique beginning of it, its node or its machine."""
@@ -313,7 +323,33 @@ class View:
             if job.state == JobState.PENDING.value:
                 told.append(f"in {', '.join(job.partitions)}")
         said = f": {why.message}" if why else "."
-        return m.Explanation(kind="job", id=name, why=why, text=" ".join(told) + said, job=job)
+        farm = self._burst.farm if self._burst else None
+        seen = next((one for one in farm.jobs if one.id == name), None) if farm else None
+        rule = explaining.rule_for(why)
+        inputs = explaining.of_job(seen, self._clock()) if seen else []
+        budgets = [budget for pool in self._pools_for(seen) for budget in self._budgets_of(pool)]
+        return m.Explanation(
+            kind="job",
+            id=name,
+            why=why,
+            text=" ".join(told) + said,
+            job=job,
+            rule=rule.text if rule else "",
+            inputs=(*inputs, *explaining.of_policy(rule, self._file.policy)),
+            change=explaining.changes(why, rule, budgets, self._clock()),
+        )
+
+    def _pools_for(self, job: LrmsJob | None) -> list[Pool]:
+        """The pools that might take the job, as far as its partitions say."""
+        if job is None:
+            return []
+        names = set(job.partitions)
+        return [
+            pool for pool in self._file.pools if names & {*pool.from_partitions, pool.partition}
+        ]
+
+    def _budgets_of(self, pool: Pool) -> tuple[Budget, ...]:
+        return self._burst.books.every().get(pool.account, ()) if self._burst else ()
 
     def _explain_lease(self, lease: StoredLease) -> m.Explanation:
         shown = self._lease(lease, self._network.view.links)
@@ -329,6 +365,7 @@ class View:
         if shown.link and not shown.link.up:
             told.append(f"its tunnel is down: {shown.link.detail}")
         events = self.events(lease=lease.id, after=0, limit=1000)
+        rule = explaining.rule_for(shown.why)
         return m.Explanation(
             kind="lease",
             id=lease.id,
@@ -336,6 +373,12 @@ class View:
             text="; ".join(told) + ".",
             lease=shown,
             events=events,
+            rule=rule.text if rule else "",
+            inputs=(
+                *explaining.of_lease(lease, shown.cost, self._currency),
+                *explaining.of_policy(rule, self._file.policy),
+            ),
+            change=explaining.changes(shown.why, rule, (), self._clock()),
         )
 
     def _explain_pool(self, name: str) -> m.Explanation:
@@ -344,12 +387,26 @@ class View:
             known = ", ".join(pool.name for pool in self.pools()) or _NO_BURST
             raise NotFound(f"there is no pool {name!r}; there is: {known}")
         said = pool.why.message if pool.why else "nothing to say about it yet."
+        declared = next(one for one in self._file.pools if one.name == name)
+        facts = self._burst.facts if self._burst else None
+        provider = facts.providers.get(declared.provider) if facts else None
+        living = [lease for lease in self._store.leases() if lease.pool == name]
+        budgets = self._budgets_of(declared)
+        rule = explaining.rule_for(pool.why)
         return m.Explanation(
             kind="pool",
             id=name,
             why=pool.why,
             text=f"Pool {name} has {pool.machines} of {pool.max_machines} machines: {said}",
             pool=pool,
+            rule=rule.text if rule else "",
+            inputs=(
+                *explaining.of_pool(
+                    declared, living, provider.offers if provider else (), budgets, self._currency
+                ),
+                *explaining.of_policy(rule, self._file.policy),
+            ),
+            change=explaining.changes(pool.why, rule, budgets, self._clock()),
         )
 
 
@@ -369,7 +426,3 @@ def _why(answer: Answer | None) -> m.Why | None:
     if answer is None:
         return None
     return m.Why(code=answer.reason.code, message=answer.reason.message, since=answer.since)
-
-
-def _step(action: Action) -> m.Step:
-    return m.Step(action=type(action).__name__.lower(), about=about(action))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.burst import ask
+from gateway.cli.asking import ask
 from gateway.cli.client import Client
 from gateway.cli.output import Format, Output, Socket, ago, as_json, line, table
 

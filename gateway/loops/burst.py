@@ -13,8 +13,10 @@ from burst import execute
 from burst.actions import Action, Decision, Update
 from burst.decide import decide
 from burst.lrms.base import Lrms, LrmsError
-from burst.model import Facts, Farm, Lease, Policy, Pool, ProviderFacts
+from burst.model import Facts, Farm, Lease, Notice, Policy, Pool, ProviderFacts
+from burst.observe import world
 from burst.providers.base import Provider, ProviderError
+from burst.round import Round
 from gateway.loops.answers import Answers
 from gateway.loops.backoff import Backoff
 from gateway.loops.books import Books
@@ -118,6 +120,19 @@ class BurstLoop:
         """What the facts of the last round ask for now; None before the first round."""
         return None if self.facts is None else self._decide(self.facts)
 
+    def desk(self) -> Round | None:
+        """The last round's facts on scratch paper, for quotes; None before the first round."""
+        if self.facts is None:
+            return None
+        flashes = self._store.flashes.all(since=self.facts.now)
+        facts = replace(
+            self.facts,
+            leases=self._store.leases(ended_since=self.facts.now - self._policy.pause),
+            budgets=self.books.budgets(),
+            flashes=flashes,
+        )
+        return Round.begin(world(facts, self._policy), self._pools, self._policy, self._new_id)
+
     def _snapshot(self) -> Farm:
         """Stamped by the clock that decisions use, whatever clock the adapter has."""
         taken = self._clock()
@@ -149,6 +164,12 @@ class BurstLoop:
             },
             links=view.links,
             enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
+            heard={lease: said.heard for lease, said in heard.items()},
+            notices={
+                lease: Notice(said.noticed, said.ends)
+                for lease, said in heard.items()
+                if said.noticed is not None
+            },
             join_reports={lease: said.failure for lease, said in heard.items() if said.failure},
             budgets=self.books.budgets(),
             flashes=flashes,

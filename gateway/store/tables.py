@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData(
     naming_convention={
@@ -112,6 +112,8 @@ enrolments = Table(  # written by the enrolment server, read by the burst loop: 
     Column("heard", Instant, nullable=False),  # the last word from the machine
     Column("phase", Text, nullable=False),  # what the machine said it was doing
     Column("failure", Text, nullable=False),  # why joining failed, in the machine's words
+    Column("noticed", Instant),  # when it passed on that its provider takes it back, or may
+    Column("ends", Instant),  # when the provider ends it, where that was said
 )
 
 ledger = Table(  # money settled: one row a lease, written with the change to its final state

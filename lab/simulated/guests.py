@@ -183,8 +183,7 @@ class Guest:
         if self.heard is None:
             return
         if self.instance.taken_back is not None and not self.told and self.session:
-            when = self.instance.taken_back.isoformat()
-            said = {"kind": "interruption", "at": when}
+            said = {"ends": self.instance.taken_back.isoformat()}
             answer = self._ask("POST", "/notice", said)
             self.told = answer is not None and answer[0] == 204
         if self.beat is None or now >= self.beat:

@@ -37,6 +37,7 @@ POLICY = Policy(
     reserve_hours=Decimal("0.1"),
     orphan_age=timedelta(seconds=60),
     return_time=timedelta(minutes=5),
+    silence_timeout=timedelta(seconds=90),
 )
 
 

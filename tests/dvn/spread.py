@@ -69,10 +69,13 @@ def mac_of(name: str) -> str:
 
 
 def a_site(shape: str = "star") -> Site:
-    text = SITE.replace("SHAPE", shape)
+    return parse_site(located.loads(with_macs(SITE.replace("SHAPE", shape))))
+
+
+def with_macs(text: str) -> str:
     for name in MACHINES:
         text = text.replace(f"MAC:{name}", mac_of(name))
-    return parse_site(located.loads(text))
+    return text
 
 
 def topology() -> Topology:

@@ -16,7 +16,7 @@ DOMAIN = """
   <name>web1</name>
   <metadata>
     <other:thing xmlns:other="https://example.org/x"><other:port network="no/no"/></other:thing>
-    <dvn:ports xmlns:dvn="https://dvn.example/xmlns/1">PORTS</dvn:ports>
+    <dvn:ports xmlns:dvn="urn:dvn:libvirt:1">PORTS</dvn:ports>
   </metadata>
   <devices>
     <interface type='ethernet'>
