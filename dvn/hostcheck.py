@@ -92,6 +92,15 @@ def _secrets(site: Site, host: Host) -> Iterator[Problem]:
         yield from _secret(
             host, own.private_key_file, ("underlay", "wireguard", "private_key_file")
         )
+        secret = host.secrets.get(own.private_key_file)
+        if own.public_key and secret and secret.public not in ("", own.public_key):
+            yield Problem(
+                "",
+                0,
+                f"`public_key` is not that of the key in {own.private_key_file}",
+                f"the other hosts go by it: write {secret.public}",
+                ("underlay", "wireguard", "public_key"),
+            )
     for tunnel in site.tunnels():
         if tunnel.psk_file:
             path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "psk_file")

@@ -195,7 +195,12 @@ def _place(site: Site, scene: Scene, text: str) -> _Place:
         if (tunnel.tenant, tunnel.name) == (tenant, what):
             bridge = addresses.bridge_name(tenant, tunnel.network)
             device = addresses.tunnel_name(tenant, what)
-            return _Place(device, bridge, networks[tenant, tunnel.network])
+            extended = networks[tenant, tunnel.network]
+            if tunnel.beyond and tunnel.beyond.macs:
+                # One of the machines on the host at the other end.
+                known = tunnel.beyond
+                return _Place(device, bridge, extended, known.macs[0], known.addresses)
+            return _Place(device, bridge, extended)
     known = ", ".join(f"{t}/{n}" for t, n in networks)
     raise _wrong(f"there is no network or tunnel {name}", f"there are {known or 'none'}")
 
@@ -210,7 +215,7 @@ def _interface_place(site: Site, name: str) -> _Place:
 
 def _network_place(tenant: str, name: str, network: Network, interface: str) -> _Place:
     bridge = addresses.bridge_name(tenant, name)
-    ports = {port.interface: port for port in network.ports}
+    ports = {port.interface: port for port in network.on(None)}
     if (
         network.vlan
         and interface in ("", "uplink", network.vlan.uplink)

@@ -3,6 +3,7 @@ test_kernel_hosts.py."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
@@ -17,7 +18,8 @@ from dvn.compile import Compiled, compile_site
 from dvn.engine import Engine
 from dvn.hosts.joining import Nic, join, nics_from_json
 from dvn.hosts.slices import UnknownHostError, narrowed, slice_of, version_of
-from dvn.kernel.state import Bridge, Element, Gretap
+from dvn.kernel.state import Bridge, Element, Gretap, Secret
+from dvn.kernel.wireguard import WireguardPeer
 from dvn.known import Known
 from dvn.problems import SpecError
 from dvn.spec import Port, Site, Tunnel, parse_site, site_from_json
@@ -174,6 +176,49 @@ def test_a_host_narrower_than_the_file_says_is_told_what_to_write() -> None:
     kernel.foreign["wan0"] = replace(kernel.foreign["wan0"], mtu=1400)
     with pytest.raises(SpecError, match=r"write `mtu: 1400` in this host's `underlay`"):
         compile_site(narrowed(slice_of(a_site(), "hv1")), kernel.look("cnaf").host)
+
+
+KEYS = {here: base64.b64encode(bytes([n]) * 32).decode() for n, here in enumerate((None, *OWN), 1)}
+
+
+def sealed(shape: str = "star") -> Site:
+    """The site joined by WireGuard."""
+    text = SITE.replace("{transport: plain}\n", f"{{transport: wireguard, shape: {shape}}}\n")
+    for here, key in KEYS.items():
+        own = OWN[here] if here else "198.51.100.1"
+        wireguard = f"wireguard: {{private_key_file: /etc/dvn/key, public_key: '{key}'}}"
+        text = text.replace(f"address: {own}}}", f"address: {own}, {wireguard}}}", 1)
+    return a_site(text)
+
+
+@pytest.mark.parametrize("shape", ["star", "mesh"])
+def test_with_wireguard_all_ends_fit_too(shape: str) -> None:
+    """GRE runs between the addresses that the keys make, and every such end is a peer."""
+    site = sealed(shape)
+    found = {}
+    for here in KEYS:
+        kernel = a_kernel()
+        kernel.foreign_addresses = {OWN[here] if here else "198.51.100.1"}
+        host = replace(kernel.look("cnaf").host, secrets={"/etc/dvn/key": Secret("x", KEYS[here])})
+        part = narrowed(slice_of(site, here)) if here else site
+        state = compile_site(part, host).state
+        gre = [link.params for link in state.links if isinstance(link.params, Gretap)]
+        found[here] = {(p.local, p.remote, p.key) for p in gre if p.key != 42}
+        peers = {t.public_key for t in state.things if isinstance(t, WireguardPeer)}
+        assert {str(addresses.wireguard_inner(key)) for key in peers} == {
+            remote for _local, remote, _key in found[here]
+        }
+    every = set().union(*found.values())
+    assert {(remote, local, key) for local, remote, key in every} == every
+    assert len(every) == (8 if shape == "mesh" else 6)
+
+
+def test_a_public_key_that_is_another_ones_is_refused_with_the_right_one() -> None:
+    kernel = a_kernel()
+    kernel.foreign_addresses = {OWN["hv1"]}
+    host = replace(kernel.look("cnaf").host, secrets={"/etc/dvn/key": Secret("x", KEYS["hv2"])})
+    with pytest.raises(SpecError, match="the other hosts go by it: write"):
+        compile_site(narrowed(slice_of(sealed(), "hv1")), host)
 
 
 # -- what a host is told, and what it does with it
