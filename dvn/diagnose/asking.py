@@ -198,8 +198,8 @@ def _place(site: Site, scene: Scene, text: str) -> _Place:
             extended = networks[tenant, tunnel.network]
             if tunnel.beyond and tunnel.beyond.macs:
                 # One of the machines on the host at the other end.
-                known = tunnel.beyond
-                return _Place(device, bridge, extended, known.macs[0], known.addresses)
+                there = tunnel.beyond
+                return _Place(device, bridge, extended, there.macs[0], there.addresses)
             return _Place(device, bridge, extended)
     known = ", ".join(f"{t}/{n}" for t, n in networks)
     raise _wrong(f"there is no network or tunnel {name}", f"there are {known or 'none'}")
