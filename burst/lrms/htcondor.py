@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,12 +28,14 @@ from burst.lrms.command import (
     subprocess_runner,
 )
 from burst.lrms.reading import CLOSED, WAITING, Adapter, only_queue, utc_now
-from burst.model import Job, Node, NodeState
+from burst.model import Farm, Job, Node, NodeState
 
 _JOB_ID = re.compile(r"[0-9]+\.[0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _UNAVAILABLE = (
-    "can't find address",
+    "can't find address of",
+    "condor_schedd is not",
+    "error: (null)",
     "failed to connect",
     "couldn't contact",
     "could not connect",
@@ -43,7 +46,7 @@ _UNAVAILABLE = (
     "connection refused",
     "timed out",
 )
-_UNKNOWN_NODE = ("can't find address for", "no such startd", "not found", "can't find machine")
+_UNKNOWN_NODE = ("can't find address for", "unknown host", "not found")
 _NO_HISTORY = ("history", "no such file")
 _KEPT = timedelta(hours=1)  # how long an ended job stays in a snapshot
 
@@ -74,6 +77,16 @@ class HtCondor(Adapter):
 
     def _read_nodes(self, taken: datetime) -> tuple[Node, ...]:
         return parse.nodes(self._machines(parse.NODE_ATTRIBUTES), taken)
+
+    def snapshot(self) -> Farm:
+        farm = super().snapshot()
+        self._seen = replace(farm, nodes=parse.with_jobs(farm.nodes, farm.jobs))
+        return self._seen
+
+    def _node(self, name: str) -> Node | None:
+        now = self._clock()
+        nodes = parse.with_jobs(self._read_nodes(now), self._read_jobs(now))
+        return next((node for node in nodes if node.name == name), None)
 
     def admit(self, node: Node) -> None:
         if node.state in CLOSED and parse.drained_by_us(node.reason):
@@ -115,19 +128,21 @@ class HtCondor(Adapter):
                 "set MAXJOBRETIREMENTTIME = 604800 in its configuration"
             )
         done = self._command("condor_drain", "-graceful", "-reason", reason_text(reason), machine)
-        if done.status != 0 and not done.says((*_UNKNOWN_NODE, "already draining")):
+        if done.status != 0 and not done.says((*_UNKNOWN_NODE, "already in progress")):
             raise LrmsError(f"node {node} is not drained: {done.said}")
 
     def remove(self, node: str) -> None:
         """Ends the machine's daemons and takes its ads from the collector."""
-        listed = [ad for ad in self._machines(parse.NODE_ATTRIBUTES) if _is(ad, _name(node))]
+        _name(node)
+        listed = [ad for ad in self._machines(parse.NODE_ATTRIBUTES) if _is(ad, node)]
         if not listed:
             return
         if not all(parse.is_ours(ad) for ad in listed):
             raise LrmsError(f"node {node} has no {parse.POOL}, it is not a borrowed one: it stays")
         seen = parse.nodes(listed, self._clock())[0]
-        if seen.allocated_cores and seen.state is not NodeState.DOWN:
-            raise LrmsError(f"node {node} is not removed: it is busy, jobs are on it")
+        jobs = self._jobs_on(seen.name)
+        if jobs or (seen.allocated_cores and seen.state is not NodeState.DOWN):
+            raise LrmsError(f"node {node} is not removed: it is busy with {', '.join(jobs)}")
         machine = str(listed[0]["Machine"])
         if seen.state is not NodeState.DOWN:
             self._command("condor_off", "-master", "-fast", "-name", machine)
@@ -154,9 +169,8 @@ class HtCondor(Adapter):
     # Details
 
     def _machines(self, attributes: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
-        text = self._command.must(
-            "condor_status", "-startd", "-json", "-attributes", ",".join(attributes)
-        )
+        """The ads of all slots. With -startd, 23.9 would give one bare ad of each daemon."""
+        text = self._command.must("condor_status", "-json", "-attributes", ",".join(attributes))
         return parse.ads("condor_status", text)
 
     def _machine(self, node: str) -> str | None:
@@ -177,11 +191,11 @@ class HtCondor(Adapter):
             value = parse.quoted(",".join(targets)) if targets else "undefined"
             for some in in_chunks(ids):
                 error = self._edit(some, value)
-                problems.update(
-                    (job, f"job {job} does not get the partitions {','.join(targets)}: {error}")
+                problems |= {
+                    job: f"job {job} does not get the partitions {','.join(targets)}: {error}"
                     for job in some
                     if error
-                )
+                }
         self._now_in({job: there for job, there in wanted.items() if job not in problems})
         if len(problems) < len(wanted):
             self._command("condor_reschedule")  # else the next cycle finds out by itself
@@ -192,8 +206,15 @@ class HtCondor(Adapter):
         match = [f"(ClusterId=={a} && ProcId=={b})" for a, b in (j.split(".") for j in ids)]
         constraint = f"(JobStatus==1 || JobStatus==5) && ({' || '.join(match)})"
         done = self._command("condor_qedit", "-constraint", constraint, parse.TARGET, value)
-        nobody = done.says(("no jobs matched", "found no jobs", "for 0 matching"))
-        return "" if done.status == 0 or nobody else done.said
+        if done.status == 0 or not self._wait_still(ids):
+            return ""
+        return done.said
+
+    def _wait_still(self, ids: Sequence[str]) -> bool:
+        """Whether any of them waits. qedit says the same of a constraint that matches no job and of
+        a change it is not allowed."""
+        jobs = self._read_jobs(self._clock())
+        return any(job.id in ids and job.state in WAITING for job in jobs)
 
 
 def _is(ad: Mapping[str, Any], node: str) -> bool:

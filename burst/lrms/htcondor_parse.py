@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -87,6 +88,28 @@ def nodes(listed: Iterable[Mapping[str, Any]], taken: datetime) -> tuple[Node, .
     for ad in listed:
         machines.setdefault(_text(ad, "Machine"), []).append(ad)
     return tuple(_node(slots, taken) for slots in machines.values())
+
+
+def with_jobs(nodes: Iterable[Node], jobs: Iterable[Job]) -> tuple[Node, ...]:
+    """The nodes with what the schedd knows to run there: a machine's ad may be minutes old."""
+    used: dict[str, int] = {}
+    for job in jobs:
+        if job.state is JobState.RUNNING:
+            for name in job.node_names:
+                used[name] = used.get(name, 0) + job.cores // job.nodes
+    return tuple(_with_used(node, used.get(node.name, 0)) for node in nodes)
+
+
+def _with_used(node: Node, cores: int) -> Node:
+    if cores <= node.allocated_cores:
+        return node
+    allocated = min(cores, node.cores)
+    state = node.state
+    if state is NodeState.DRAINED:
+        state = NodeState.DRAINING
+    elif state in (NodeState.IDLE, NodeState.MIXED):
+        state = NodeState.ALLOCATED if allocated >= node.cores else NodeState.MIXED
+    return replace(node, allocated_cores=allocated, state=state)
 
 
 def quoted(text: str) -> str:

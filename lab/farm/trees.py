@@ -8,6 +8,7 @@ overlay of that tree; its commands run in it by chroot(8).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -38,12 +39,14 @@ class Tree:
 
     @property
     def path(self) -> Path:
-        return cache_dir() / "farm" / self.suite
+        """One place for each set of packages: two farms of one suite do not undo each other."""
+        asked = "\n".join((*sorted(self.packages), *self.seeds))
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        return cache_dir() / "farm" / f"{self.suite}-{digest}"
 
     @property
     def ready(self) -> bool:
-        done = self.path.with_suffix(".ok")
-        return done.exists() and set(self.packages) <= set(done.read_text().split())
+        return self.path.is_dir()  # put there whole, by one rename
 
     def build(self, say: Callable[[str], None] = lambda _: None) -> Path:
         """Make it unless it is there; LabError says which step failed. Safe side by side."""
@@ -74,10 +77,7 @@ class Tree:
                 listed = _step("chroot", str(new), "dpkg", "-L", name, may_fail=True)
                 if not listed.strip():
                     raise LabError(f"package {name} is not in the tree: {done[-400:]}")
-            if self.path.exists():
-                shutil.rmtree(self.path)
             new.rename(self.path)
-            self.path.with_suffix(".ok").write_text("\n".join(self.packages) + "\n")
         finally:
             if new.exists():
                 shutil.rmtree(new)

@@ -37,12 +37,16 @@ class HtCondorStandIn(StandIn):
 
     def silence(self, command: str) -> Result:
         if command == "condor_status":
-            return no(
-                1, "Error: communication error\nCEDAR:6001:Failed to connect to <10.77.0.1:9618>"
-            )
-        if command in ("condor_q", "condor_qedit"):
-            return no(1, "-- Failed to fetch ads from: <10.77.0.1:9618> : head.lab")
-        return no(1, "Can't find address for schedd head.lab")
+            text = "Error: communication error\nCEDAR:6001:Failed to connect to <10.77.0.1:9618>"
+            return no(1, text)
+        if command == "condor_q":
+            text = "Extra Info: You probably saw this error because the condor_schedd is not \n"
+            return no(1, f"Error: (null)\n\n{text}running on the machine you are trying to query.")
+        if command == "condor_qedit":
+            return no(1, "condor_qedit: ERROR: Can't find address of local schedd")
+        if command == "condor_history":
+            return ok("[\n]\n")  # it reads a file
+        return no(1, "ERROR: (null)")
 
     def answer(self, argv: list[str], given: str) -> Result:
         match argv:
@@ -53,7 +57,7 @@ class HtCondorStandIn(StandIn):
                 ended = [self._job(j) for j in self.jobs if j.ended]
                 young = [ad for ad in ended if found and ad["CompletionDate"] >= int(found[1])]
                 return self._ads(young, names, empty="[\n]\n")
-            case ["condor_status", "-startd", "-json", "-attributes", names]:
+            case ["condor_status", "-json", "-attributes", names]:
                 ads = [ad for n in self.nodes.values() if self._listed(n) for ad in self._slots(n)]
                 return self._ads(ads, names)
             case ["condor_qedit", "-constraint", constraint, "BurstTarget", value]:
@@ -98,15 +102,19 @@ class HtCondorStandIn(StandIn):
                 self.targets[id(job)] = "" if value == "undefined" else value.strip('"')
                 count += 1
         if not count:
-            return no(1, "condor_qedit: no jobs matched the constraint")
+            text = f'Failed to set attribute "BurstTarget" by constraint: ( {constraint} )\n'
+            return no(1, f"{text}Queue transaction failed.  No attributes were set.")
         return ok(f'Set attribute "BurstTarget" for {count} matching jobs.\n')
 
     def _drain(self, machine: str, reason: str) -> Result:
         node = self._named(machine)
         if node is None:
-            return no(1, f"Can't find address for startd {machine}")
+            return no(1, f"ERROR: unknown host {machine}")
         if node.closed is not None:
-            return no(1, "Draining already in progress")
+            text = (
+                "in response to DRAIN_JOBS request: error code 10001: Draining already in progress."
+            )
+            return no(1, f"Received failure from slot1@{machine} {text}")
         node.closed = reason
         if node.borrowed and not self.retirement:
             for job in self.on(node.name):
@@ -116,7 +124,7 @@ class HtCondorStandIn(StandIn):
     def _cancel(self, machine: str) -> Result:
         node = self._named(machine)
         if node is None or node.closed is None:
-            return no(1, "No draining to cancel")
+            return ok(f"Sent request to cancel draining on slot1@{machine}\n")
         node.closed = None
         return ok("Sent request to cancel draining\n")
 

@@ -1,0 +1,26 @@
+"""The contract suite against real daemons on lab hosts. Root, debootstrap, a mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.farm.ground import RealGround
+from lab.farm.htcondor import HtCondorPool
+from tests.burst.lrms.contract import LrmsContract
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def condor() -> Iterator[HtCondorPool]:
+    with HtCondorPool() as pool:
+        yield pool
+
+
+class TestHtCondor(LrmsContract):
+    @pytest.fixture
+    def ground(self, condor: HtCondorPool) -> Iterator[RealGround]:
+        yield condor
+        condor.clear()
