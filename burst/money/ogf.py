@@ -13,7 +13,8 @@ from xml.etree import ElementTree as ET
 from burst.money.records import JobRecord, instant
 
 NAMESPACE = "http://schema.ogf.org/urf/2013/04/urf"
-_CONTROL = {code: None for code in range(32) if code not in (9, 10, 13)}  # XML 1.0, section 2.2
+_FORBIDDEN = (*(code for code in range(32) if code not in (9, 10, 13)), 0xFFFE, 0xFFFF)
+_CONTROL = dict.fromkeys(_FORBIDDEN)  # no such characters in a document: XML 1.0, section 2.2
 
 
 def document(records: Sequence[JobRecord], submit_host: str, now: datetime) -> str:

@@ -105,7 +105,7 @@ def _of_interval(
     whole = max(capacity, total)  # an oversubscribed machine is shared by what was held
     left = bill
     for work, seconds in held:
-        if seconds <= 0:
+        if not seconds:
             continue
         core_seconds = work.cores * seconds
         amount = (bill * core_seconds / whole).quantize(GRAIN, ROUND_FLOOR)
@@ -126,7 +126,7 @@ def _bill_until(use: LeaseUse, instant: datetime) -> Decimal:
 
 
 def _held(work: Work, begin: datetime, end: datetime) -> Decimal:
-    return _seconds(max(work.started, begin), min(work.ended or end, end))
+    return max(_seconds(max(work.started, begin), min(work.ended or end, end)), Decimal(0))
 
 
 def _seconds(start: datetime, end: datetime) -> Decimal:

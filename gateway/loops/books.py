@@ -58,6 +58,10 @@ class Books:
             )
             self._changed()
 
+    def limits(self, account: str) -> tuple[Limit, ...]:
+        """Of one account; none if it may borrow only what costs nothing."""
+        return self._limits.get(account, ())
+
     def every(self) -> dict[str, tuple[Budget, ...]]:
         """Every limit of the site file as it stands now, by account."""
         now = self._clock()
