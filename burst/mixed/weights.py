@@ -6,7 +6,7 @@ that, and neither of disks and caches. Control group weights (Linux, admin-guide
 busy; who is alone gets all. Weights count between siblings: here between the slice in which the
 batch system's daemon and its jobs run, and `machine.slice`, where libvirt puts machines.
 
-`io.weight` needs a disk whose scheduler is BFQ, or io.cost: elsewhere the kernel has no such file.
+Disks heed weights when their scheduler is BFQ, or with io.cost; elsewhere the kernel ignores them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Weights:
 def write(weights: Weights, root: Path) -> list[str]:
     """Set the weights in a cgroup v2 hierarchy mounted at `root`, without systemd.
 
-    Returns what could not be set, for people: a controller that is not there is no error.
+    Returns what could not be set, for people. BFQ has a file and a range of its own (1 to 1000).
     """
     missing = []
     for unit, weight in weights.sides:
@@ -64,12 +64,21 @@ def write(weights: Weights, root: Path) -> list[str]:
         if not group.is_dir():
             missing.append(f"{group}: there is no such control group")
             continue
-        for name, value in (("cpu.weight", f"{weight}"), ("io.weight", f"default {weight}")):
-            try:
-                (group / name).write_text(value)
-            except OSError as error:
-                missing.append(f"{group / name}: {error.strerror}")
+        disks = (("io.bfq.weight", f"{min(weight, 1000)}"), ("io.weight", f"default {weight}"))
+        for files in ((("cpu.weight", f"{weight}"),), disks):
+            problems = [problem for name, value in files if (problem := _put(group / name, value))]
+            if len(problems) == len(files):
+                missing.append(problems[-1])
     return missing
+
+
+def _put(file: Path, value: str) -> str:
+    try:
+        with file.open("r+") as there:  # a missing file is a missing controller: none is made
+            there.write(value)
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return ""
 
 
 def commands(weights: Weights, uri: str) -> list[list[str]]:
