@@ -29,8 +29,9 @@ class Wanted:
 
 
 def measure(wanted: Wanted) -> dict[str, Any]:
-    """Rows `{load, phase, run, rate, share}`: work per second of the batch side, and its part of
-    what it does alone. Raises NoGroupsError."""
+    """Rows `{load, phase, run, rate, machines_rate, share}`: work per second of both sides, and
+    the batch side's part of all that was done in that time: what else the machine does meanwhile
+    slows both alike. Raises NoGroupsError."""
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     with sides() as top, slow_disk() as disk:
@@ -44,19 +45,18 @@ def measure(wanted: Wanted) -> dict[str, Any]:
             if load == "disk":
                 jobs = 2
             for run in range(wanted.runs):
-                rates = {
-                    phase: _rate(top, load, more, jobs, phase, wanted, notes) for phase in PHASES
-                }
-                rows += [
-                    {
-                        "load": load,
-                        "phase": phase,
-                        "run": run,
-                        "rate": round(rate, 1),
-                        "share": round(rate / rates["alone"], 3),
-                    }
-                    for phase, rate in rates.items()
-                ]
+                for phase in PHASES:
+                    batch, machines = _rates(top, load, more, jobs, phase, wanted, notes)
+                    rows.append(
+                        {
+                            "load": load,
+                            "phase": phase,
+                            "run": run,
+                            "rate": round(batch, 1),
+                            "machines_rate": round(machines, 1),
+                            "share": round(batch / max(batch + machines, 1e-9), 3),
+                        }
+                    )
     return {
         "rows": rows,
         "weights": {"batch": wanted.batch_weight, "machines": wanted.machine_weight},
@@ -67,7 +67,7 @@ def measure(wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _rate(
+def _rates(
     top: Path,
     load: str,
     more: Sequence[str],
@@ -75,43 +75,35 @@ def _rate(
     phase: str,
     wanted: Wanted,
     notes: list[str],
-) -> float:
+) -> tuple[float, float]:
+    """Work per second of the batch side, and of the machines at the same time."""
     weights = Weights(batch_slice=BATCH, machine_slice=MACHINES)
     if phase == "weights":
         weights = Weights(wanted.batch_weight, wanted.machine_weight, BATCH, MACHINES)
     notes += [problem.replace(str(top), "") for problem in write(weights, top)]
     # In one group nobody tells a job from a machine: each thread gets the same.
     machine_side = BATCH if phase == "together" else MACHINES
-    beside: list[subprocess.Popen[str]] = []
+    beside = 0 if phase == "alone" else jobs * MACHINES_PER_JOB
+    work = (load, f"{wanted.seconds:g}", *more)
+    workers = [_worker(top / BATCH, work) for _ in range(jobs)]
+    workers += [_worker(top / machine_side, work) for _ in range(beside)]
+    limit = wanted.seconds * 10 + 120
     try:
-        if phase != "alone":
-            beside = _start(
-                top / machine_side, load, more, jobs * MACHINES_PER_JOB, wanted.seconds * 20
-            )
-        done = _start(top / BATCH, load, more, jobs, wanted.seconds)
-        limit = wanted.seconds * 20 + 120
-        counts = [int(each.communicate(timeout=limit)[0] or 0) for each in done]
+        for worker in workers:
+            if not worker.stdout or worker.stdout.readline() != "ready\n":
+                raise RuntimeError(f"a worker did not start: {' '.join(work)}")
+        for worker in workers:
+            if worker.stdin:
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+        counts = [int(worker.communicate(timeout=limit)[0] or 0) for worker in workers]
     finally:
-        for each in beside:
-            each.kill()
-            each.communicate(timeout=60)
-    return sum(counts) / wanted.seconds
+        for worker in workers:
+            worker.kill()
+            worker.wait(timeout=60)
+    return sum(counts[:jobs]) / wanted.seconds, sum(counts[jobs:]) / wanted.seconds
 
 
-def _start(
-    group: Path, load: str, more: Sequence[str], number: int, seconds: float
-) -> list[subprocess.Popen[str]]:
-    """So many workers in a group, all of them at work."""
-    argv = [sys.executable, "-m", "bench.mixed.work", str(group), load, f"{seconds:g}", *more]
-    started = [
-        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(number)
-    ]
-    for each in started:
-        if not each.stdout or each.stdout.readline() != "ready\n":
-            raise RuntimeError(f"a worker did not start: {' '.join(argv)}")
-    for each in started:
-        if each.stdin:
-            each.stdin.write("\n")
-            each.stdin.flush()
-    return started
+def _worker(group: Path, work: Sequence[str]) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "bench.mixed.work", str(group), *work]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

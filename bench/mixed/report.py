@@ -30,9 +30,10 @@ def show(figures: Mapping[str, Any]) -> None:
     weights = figures["weights"]
     out = sys.stdout
     out.write(
-        f"What batch jobs get of what they do alone; {figures['cores']} cores, "
-        f"{figures['machines_per_job']} busy machine threads for each job, weights "
-        f"{weights['batch']}:{weights['machines']}. Machines: {figures['machines']}.\n\n"
+        "The batch jobs' part of all work done, when both sides want more than there is; "
+        f"{figures['cores']} cores, {figures['machines_per_job']} busy machine threads for each "
+        f"job, weights {weights['batch']}:{weights['machines']}. "
+        f"Machines: {figures['machines']}.\n\n"
     )
     out.write(f"{'load':8}" + "".join(f"{phase:>12}" for phase in PHASES) + "\n")
     for load, phases in shares(figures).items():
@@ -59,7 +60,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     weights = figures["weights"]
     names = {**LABELS, "weights": f"weights\n{weights['batch']}:{weights['machines']}"}
     axes.set_xticks(range(len(PHASES)), [names[phase] for phase in PHASES])
-    axes.set_ylabel("work of batch jobs, part of alone")
+    axes.set_ylabel("batch jobs' part of all work")
     axes.set_ylim(0, 1.1)
     axes.legend(title="both sides want")
     figure.savefig(path)

@@ -21,9 +21,11 @@ OPERATION_INVALID = 55
 NO_DOMAIN_METADATA = 80
 STORAGE_VOL_EXISTS = 90  # VIR_ERR_STORAGE_VOL_EXIST
 
+_SYSTEM = 38  # VIR_ERR_SYSTEM_ERROR: errno; of the hypervisor's files, too
+_FROM_RPC = 7  # VIR_FROM_RPC: the connection itself
 _UNREACHABLE = frozenset(
     {
-        38,  # SYSTEM_ERROR: a socket that is not there, a connection that broke
+        _SYSTEM,  # of the connection: a socket that is not there, a connection that broke
         39,  # RPC
         68,  # OPERATION_TIMEOUT
         6,  # INVALID_CONN: it was closed meanwhile
@@ -60,8 +62,9 @@ _PERMISSION = (
 )
 
 
-def provider_error(code: int, message: str) -> ProviderError:
-    """The domain error for a libvirt error: its class, and what to look at."""
+def provider_error(code: int, message: str, domain: int = _FROM_RPC) -> ProviderError:
+    """The domain error for a libvirt error: its class, and what to look at. `domain` is the part
+    of libvirt that it came from."""
     text, words = message.strip(), message.lower()
     if any(word in words for word in _PERMISSION_WORDS):
         return Misconfigured(f"{text} ({_PERMISSION})")
@@ -72,7 +75,7 @@ def provider_error(code: int, message: str) -> ProviderError:
         return NoCapacity(text)
     if any(word in words for word in _QUOTA_WORDS):
         return QuotaExceeded(text)
-    if code in _UNREACHABLE:
+    if code in _UNREACHABLE and not (code == _SYSTEM and domain != _FROM_RPC):
         return Unreachable(text)
     hint = f" ({_HINTS[code]})" if code in _HINTS else ""
     return Misconfigured(f"{text}{hint}")

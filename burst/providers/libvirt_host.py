@@ -162,7 +162,9 @@ class LibvirtHost:
         except library.libvirtError as error:
             self._drop_if_dead(library)
             text = error.get_error_message() or str(error)
-            raise errors.provider_error(error.get_error_code(), f"{self.uri}: {text}") from error
+            raise errors.provider_error(
+                error.get_error_code(), f"{self.uri}: {text}", error.get_error_domain()
+            ) from error
 
     def _connected(self, library: Any) -> Any:
         with self._lock:

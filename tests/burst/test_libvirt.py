@@ -281,6 +281,11 @@ def test_errors_have_a_class_and_say_what_to_look_at(
     assert hint in str(error)
 
 
+def test_a_file_that_the_hypervisor_misses_is_no_silence() -> None:
+    """errno of QEMU's files and of the connection come with one code; their source differs."""
+    assert provider_error(38, "unable to stat: /no/kernel", 10).kind is FailureClass.CONFIG
+
+
 # Room
 
 
