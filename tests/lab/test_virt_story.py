@@ -20,7 +20,8 @@ import pytest
 
 from burst.decide import decide
 from burst.execute import apply
-from burst.lrms.slurm import Result, Slurm
+from burst.lrms.command import Result
+from burst.lrms.slurm import Slurm
 from burst.mixed.provider import MixedProvider
 from burst.mixed.slurm import SlurmShare
 from burst.model import (
@@ -237,6 +238,10 @@ class Site:
             )
         )
 
+    def running(self, job: str) -> bool:
+        jobs = self.farm.jobs if self.farm else ()
+        return any(each.id == job and each.state is JobState.RUNNING for each in jobs)
+
     def ended(self, job: str) -> jobcomp.FinishedJob | None:
         try:
             text = self.host.read(farm_config.JOB_COMPLETIONS)
@@ -280,10 +285,11 @@ def test_a_queued_job_runs_in_a_machine_of_its_own_beside_one_on_the_metal(site:
     host = site.host
     wait_for(lambda: "idle" in host.run("sinfo", "-h", "-o", "%T", check=False).stdout, 60)
     bare = site.submit(BARE, "-n2", "-t60", "-p", "batch")
+    site.until(lambda: site.running(bare), "the job on the metal", 60)
     virtual = site.submit(JOB, "-n2", "-t60", "-p", PARTITION)
-    too_much = site.submit(JOB, "-n2", "-t60", "-p", "batch")
     site.until(lambda: any(lease.machine for lease in site.leases.values()), "a machine")
     (lease,) = site.leases.values()
+    too_much = site.submit(JOB, "-n2", "-t60", "-p", "batch")
     console = f"script -qfc 'virsh console --force {lease.machine}' /run/console"
     host.spawn("sh", "-c", console)
     assert site.share.held() == {lease.id: 2}
