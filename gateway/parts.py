@@ -70,10 +70,10 @@ def _agent(file: SiteFile) -> Agent:
     return AgentClient(file.gateway.agent_socket)
 
 
-def _lrms(_config: BurstConfig) -> Lrms:
-    from burst.lrms.slurm import Slurm
+def _lrms(config: BurstConfig) -> Lrms:
+    from gateway.batch_parts import make_lrms
 
-    return Slurm(clock=utc_now)
+    return make_lrms(config)
 
 
 def _provider(file: SiteFile, name: str) -> Provider:
@@ -180,25 +180,14 @@ def _rate(burst: BurstConfig, currency: str) -> Decimal:
 
 
 def _joining(file: SiteFile, store: Store) -> Joining:
-    from burst.join.bundle import Bundle, BundleError, Mount
-    from burst.join.slurm import SlurmJoin
+    from burst.join.bundle import Bundle, BundleError
     from burst.join.userdata import TUNNEL_MTU, JoinGateway, user_data
-    from burst.lrms.slurm_version import ControllerVersion
+    from gateway.batch_parts import make_recipe
 
     burst, gateway, underlay = file.burst, file.gateway, file.site.underlay
     assert burst is not None
     assert underlay is not None, "the site file's checks see to it"
-    lrms = burst.lrms
-    slurm = SlurmJoin(
-        munge_key=Path(lrms.munge_key),
-        slurm_conf=Path(lrms.slurm_conf),
-        job_users=lrms.job_users,
-        mounts=tuple(Mount.parse(text) for text in lrms.mounts),
-        hosts=lrms.hosts,
-        install=lrms.install,
-        mtu=TUNNEL_MTU,
-        version=ControllerVersion(),
-    )
+    recipe = make_recipe(burst, TUNNEL_MTU)
     public = str(underlay.outside(4))
     inside = any(isinstance(config, Libvirt) for config in burst.providers.values())
     bind = str(gateway.enrol.address or ("0.0.0.0" if inside else underlay.of(4)))
@@ -211,7 +200,7 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         if lease is None or lease.pool not in burst.pools:
             raise BundleError(f"lease {lease_id} has no pool in the site file any more")
         pool = burst.pools[lease.pool]
-        return slurm.bundle(lease, features=(pool.partition, *pool.features))
+        return recipe.bundle(lease, features=(pool.partition, *pool.features))
 
     def make_user_data(lease: Lease) -> str:
         token = secret.token(lease.id)

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
-from burst.join.bundle import BundleError, Mount
 from burst.mixed.weights import Weights
 from burst.model import Policy, Pool
 from burst.money.limits import Limit, since
 from burst.providers.libvirt_domain import Flavour, Image
 from dvn.forms import Model, fault
-from dvn.values import AddressField, Name, in_range, one_or_more
+from dvn.values import AddressField, Name, in_range
+from gateway.batch import LrmsConfig, Names, Port
 from gateway.units import AbsolutePath, Addresses, Duration, Money, SocketPath
 
 DEFAULT_SOCKET = "/run/dvn/gateway.sock"
@@ -58,15 +58,6 @@ def _some(value: Any) -> Any:
     return value
 
 
-def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
-    for text in value:
-        try:
-            Mount.parse(text)
-        except BundleError as error:
-            raise fault(str(error)) from None
-    return value
-
-
 def _libvirt_uri(value: str) -> str:
     scheme, _, rest = value.partition("://")
     if not rest or scheme.split("+")[0] != "qemu":
@@ -99,9 +90,7 @@ def _unit(value: str) -> str:
 
 
 Weight = Annotated[int, AfterValidator(in_range("weight", 1, 10_000))]
-Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
 Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
-Names = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
 SomeNames = Annotated[Names, AfterValidator(_some)]
 
 
@@ -169,25 +158,6 @@ class GatewayConfig(Model):
         if self.state.startswith("sqlite:///"):
             return Path(self.state.removeprefix("sqlite:///").partition("?")[0]).parent
         return Path("/var/lib/dvn")
-
-
-class SlurmConfig(Model):
-    """Slurm, and what a borrowed machine needs to be a node of it."""
-
-    type: Literal["slurm"]
-    """Which batch system."""
-    munge_key: AbsolutePath
-    """The site's munge key, or a copy that `gateway.user` may read."""
-    slurm_conf: AbsolutePath
-    """The site's slurm.conf; cgroup.conf and the like beside it are sent along."""
-    job_users: Names = ()
-    """Accounts that machines get, with the numbers they have on this host."""
-    mounts: Annotated[Names, AfterValidator(_mounts)] = ()
-    """What machines mount, each as a line of fstab(5): `SERVER:/path /path nfs4 [OPTIONS]`."""
-    hosts: dict[str, str] = Field(default_factory=dict)
-    """More names for the machines' /etc/hosts, each with its address."""
-    install: str = ""
-    """A shell line that machines run when slurmd or munged is not in the image."""
 
 
 class Ec2(Model):
@@ -416,7 +386,7 @@ PolicyConfig: type[Model] = create_model("PolicyConfig", __base__=Model, **_POLI
 class BurstConfig(Model):
     """Borrowed machines. Leave the whole section out on a site that only has networks."""
 
-    lrms: SlurmConfig
+    lrms: LrmsConfig
     """The batch system."""
     providers: Annotated[dict[Name, ProviderConfig], AfterValidator(_some)]
     """Where machines come from, by name."""

@@ -18,6 +18,7 @@ from dvn.forms import nearest, validate
 from dvn.located import Located, Path_, Problem, SpecError
 from dvn.spec import Site
 from dvn.values import Address
+from gateway.batch import LsfConfig
 from gateway.sections import BurstConfig, GatewayConfig, Libvirt, PoolConfig, policy_of
 
 FOREIGN = ("gateway", "burst")
@@ -222,6 +223,13 @@ def _pool_conflicts(
             "add addresses, or lend fewer machines",
             *at,
             "max_machines",
+        )
+    if isinstance(burst.lrms, LsfConfig) and len(pool.from_partitions) != 1:
+        yield _problem(
+            f"jobs of {len(pool.from_partitions)} queues: LSF does not tell where to return one",
+            "name one queue, and make a pool for each of the others",
+            *at,
+            "from",
         )
     tenant = site.tenants.get(pool.tenant)
     if tenant is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.farm.gridengine import GridEngineCell
 from lab.farm.ground import RealGround
 from lab.farm.htcondor import HtCondorPool
 from tests.burst.lrms.contract import LrmsContract
@@ -24,3 +25,16 @@ class TestHtCondor(LrmsContract):
     def ground(self, condor: HtCondorPool) -> Iterator[RealGround]:
         yield condor
         condor.clear()
+
+
+@pytest.fixture(scope="module")
+def grid_engine() -> Iterator[GridEngineCell]:
+    with GridEngineCell() as cell:
+        yield cell
+
+
+class TestGridEngine(LrmsContract):
+    @pytest.fixture
+    def ground(self, grid_engine: GridEngineCell) -> Iterator[RealGround]:
+        yield grid_engine
+        grid_engine.clear()
