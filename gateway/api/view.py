@@ -252,7 +252,20 @@ class View:
             retry_at=view.retry_at,
         )
         others = self._burst.services if self._burst else ()
-        return (network, *(m.Service(**_known(m.Service, status)) for status in others))
+        hosts = [self._hosts_server(self._hosts)] if self._hosts else []
+        return (network, *hosts, *(m.Service(**_known(m.Service, status)) for status in others))
+
+    @staticmethod
+    def _hosts_server(hosts: HostKeeper) -> m.Service:
+        """Whether hosts can ask; how each fares is said elsewhere."""
+        return m.Service(
+            name="hosts",
+            ok=not hosts.error,
+            since=hosts.since,
+            error=hosts.error,
+            failures=0,
+            retry_at=None,
+        )
 
     def _enrolment_state(self) -> m.Enrolment | None:
         server = self._enrolment()

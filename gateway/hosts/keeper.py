@@ -53,6 +53,7 @@ class HostKeeper:
         self._listening = False
         self.reports = reports
         self.error = ""
+        self.since: datetime | None = None  # since when it listens, or does not
 
     def serve(self, site_now: Callable[[], Site], changed: Callable[[], None]) -> None:
         underlay, listen = self._file.site.underlay, self._file.gateway.hosts
@@ -84,10 +85,11 @@ class HostKeeper:
         except OSError as error:
             if str(error) != self.error:
                 log.error("event=no-hosts error=%r", str(error))
+                self.since = self._clock()
             self.error = str(error)
         else:
             log.info("event=hosts url=%s", self._server.url)
-            self._listening, self.error = True, ""
+            self._listening, self.error, self.since = True, "", self._clock()
 
     def stop(self) -> None:
         if self._server is not None:

@@ -346,3 +346,16 @@ def test_the_hosts_are_shown_with_what_is_wrong(start: Callable[..., Side], tmp_
     assert views["hv1"].seen == NOW
     assert ["no network nothing" in words for words in views["hv1"].problems] == [True]
     assert views["hv2"].seen is None
+
+
+def test_an_address_that_is_not_there_yet_is_said_and_tried_again(
+    start: Callable[..., Side],
+) -> None:
+    side = start()
+    side.keeper.serve(lambda: side.file.site, lambda: None)
+    side.keeper.listen()
+    assert "198.51.100.1 port 8444" in side.keeper.error
+    assert "see gateway.hosts in the site file" in side.keeper.error
+    assert side.keeper.since == NOW
+    side.keeper.listen()
+    side.keeper.stop()
