@@ -16,7 +16,7 @@ from gateway.store import store as storing
 from lab.simulated.faults import Broken
 from tests.gateway.money_world import MoneyWorld, always, prepare
 
-SHORT, LONG = range(2), range(2, 100)
+SHORT, LONG = range(2), range(2, 60)
 KINDS = {"money": {}, "core-hours": {"quota": True}, "flash": {"with_flash": True}}
 
 
@@ -44,7 +44,11 @@ def live(kind: type[MoneyWorld], seeds: range, store: Store) -> tuple[int, list[
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("seeds", [SHORT, pytest.param(LONG, marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize(
+    "seeds",
+    [SHORT, pytest.param(LONG, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
+    ids=str,
+)
 def test_no_limit_is_passed_whatever_goes_wrong(
     name: str, seeds: range, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
