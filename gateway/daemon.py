@@ -102,6 +102,7 @@ class Daemon:
             books=books,
             lrms=self._parts.lrms(config),
             providers=providers,
+            rules=tuple(rule.rule() for rule in config.direct),
             user_data=self._joining.user_data,
             network=self._network_view,
             clock=self._clock,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
+from burst.mixed.directing import Place, Rule
 from burst.mixed.weights import Weights
 from burst.model import Policy, Pool
 from burst.money.limits import Limit, since
@@ -332,6 +333,26 @@ class PeriodConfig(Model):
         return Limit(self.limit, self.period, self.soft)
 
 
+class DirectConfig(Model):
+    """Where jobs run that fit; the first that fits a job counts. What is left out fits all."""
+
+    to: Place
+    """`machines`: borrowed ones only; `bare-metal`: never on them."""
+    partitions: Names = ()
+    """The queues they were submitted to."""
+    users: Names = ()
+    """Whose they are."""
+    groups: Names = ()
+    """Unix groups of their users, on this host."""
+    accounts: Names = ()
+    """Their accounts."""
+    features: Names = ()
+    """Features they all ask for."""
+
+    def rule(self) -> Rule:
+        return Rule(self.to, self.partitions, self.users, self.groups, self.accounts, self.features)
+
+
 class BudgetConfig(Model):
     """A tenant's money, in the site's currency, for each period (UTC)."""
 
@@ -399,6 +420,8 @@ class BurstConfig(Model):
     price_files: dict[Name, AbsolutePath] = Field(default_factory=dict)
     """CSV files of prices in the site's currency, by provider; the first line names the columns:
     `type,price_per_hour[,zone][,spot]`."""
+    direct: tuple[DirectConfig, ...] = ()
+    """Which jobs run on bare metal and which in machines; where there is room unless given."""
     budgets: dict[Name, BudgetConfig] = Field(default_factory=dict)
     """Money by tenant. A tenant without a budget borrows nothing that costs."""
     quotas: dict[Name, dict[Name, QuotaConfig]] = Field(default_factory=dict)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import logging
+import os
+import pwd
 import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -13,6 +16,7 @@ from burst import execute
 from burst.actions import Action, Decision, Update
 from burst.decide import decide
 from burst.lrms.base import Lrms, LrmsError
+from burst.mixed.directing import Rule, directed
 from burst.model import Facts, Farm, Lease, Notice, Policy, Pool, ProviderFacts
 from burst.observe import world
 from burst.providers.base import Provider, ProviderError
@@ -52,6 +56,7 @@ class BurstLoop:
         spawn: Spawn = in_thread,
         rng: random.Random | None = None,
         resumed: Callable[[], datetime | None] = lambda: None,
+        rules: Sequence[Rule] = (),
     ) -> None:
         """`spawn` runs a question to a service, `rng` spreads retries: both for simulations.
         `resumed` says since when instants may be compared: the clock was set then."""
@@ -68,6 +73,7 @@ class BurstLoop:
         self._new_id = new_id
         self._started = clock()
         self._resumed = resumed
+        self._rules = tuple(rules)
         self.answers = Answers()
         self._timesheet = Timesheet(store.accounts)
         self.facts: Facts | None = None
@@ -189,7 +195,12 @@ class BurstLoop:
         pools = self._pools
         if self.hold:
             pools = tuple(replace(pool, max_machines=0) for pool in pools)
-        return decide(facts, pools, self._policy, self._new_id)
+        if facts.farm is None or not self._rules:
+            return decide(facts, pools, self._policy, self._new_id)
+        bound = directed(facts.farm, self._rules, pools, unix_groups)
+        facts = replace(facts, farm=bound.farm)
+        decision = decide(facts, pools, self._policy, self._new_id)
+        return replace(decision, actions=(*bound.actions, *decision.actions))
 
     def _act(self, actions: Sequence[Action]) -> None:
         if not actions:
@@ -213,6 +224,15 @@ class BurstLoop:
             elif not isinstance(outcome.action, Update):  # its change of state is logged already
                 log.info("event=%s %s", name, about(outcome.action))
         self.failed = failed
+
+
+def unix_groups(user: str) -> Collection[str]:
+    """The names of the user's groups on this host; none for one whom it does not know."""
+    try:
+        numbers = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+        return [grp.getgrgid(number).gr_name for number in numbers]
+    except KeyError:
+        return ()
 
 
 def _patience(policy: Policy, rng: random.Random | None) -> Backoff:
