@@ -131,6 +131,7 @@ def test_in_a_mesh_traffic_goes_its_own_way_and_never_round(mesh: Spread) -> Non
     assert mesh.pings("a1", OUTSIDE)
 
 
+@pytest.mark.long
 def test_a_flow_survives_the_change_from_star_to_mesh_and_back(star: Spread) -> None:
     with star["a2"].listen(A2, 5001) as listener, star["a1"].connect(A2, 5001, timeout=10) as flow:
         served, _peer = listener.accept()
