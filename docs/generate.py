@@ -174,7 +174,10 @@ def _tables(where: str, model: type[BaseModel]) -> Iterator[str]:
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """What each key of a model means: the string below it in the source."""
     source = Policy if model is sections.PolicyConfig else model
-    found = _docstrings(source)
+    bases = [base for base in reversed(source.__mro__) if issubclass(base, BaseModel)]
+    found: dict[str, str] = {}
+    for each in [*(base for base in bases if base.model_fields), source]:
+        found |= _docstrings(each)
     missing = [
         name
         for name, info in model.model_fields.items()
@@ -272,8 +275,8 @@ def _kinds() -> dict[str, str]:
         "gateway.sections._mode": "file mode",
         "gateway.sections._state": "URL",
         "gateway.sections._mounts": "list of mounts",
-        "gateway.sections._libvirt_uri": "libvirt URI",
-        "gateway.sections._unit": "systemd unit",
+        "gateway.hypervisors._libvirt_uri": "libvirt URI",
+        "gateway.hypervisors._unit": "systemd unit",
     }
 
 

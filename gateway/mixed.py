@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from burst.providers.base import Provider
+from gateway.hypervisors import Libvirt
 from gateway.loops.lending import LazyProvider
-from gateway.sections import Libvirt
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 

@@ -22,9 +22,10 @@ from burst.money.prices import PriceFileError, Pricing, read_price_file
 from burst.providers.base import Misconfigured, Provider
 from gateway.enrol import EnrolServer
 from gateway.hosts.keeper import HostKeeper, make_hosts
+from gateway.hypervisors import Libvirt
 from gateway.loops.lending import LazyProvider, Switch
 from gateway.loops.network import Agent
-from gateway.sections import BurstConfig, Ec2, Libvirt
+from gateway.sections import BurstConfig, Ec2
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.tls import TlsIdentity

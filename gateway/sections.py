@@ -14,14 +14,12 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
-from burst.mixed.directing import Place, Rule
-from burst.mixed.weights import Weights
 from burst.model import Policy, Pool
 from burst.money.limits import Limit, since
-from burst.providers.libvirt_domain import Flavour, Image
 from dvn.forms import Model, fault
 from dvn.values import AddressField, Name, in_range
 from gateway.batch import LrmsConfig, Names, Port
+from gateway.hypervisors import Count, DirectConfig, Libvirt, some
 from gateway.units import AbsolutePath, Addresses, Duration, Money, SocketPath
 
 DEFAULT_SOCKET = "/run/dvn/gateway.sock"
@@ -53,27 +51,6 @@ def _mode(value: Any) -> int:
     return mode
 
 
-def _some(value: Any) -> Any:
-    if not value:
-        raise fault("there is nothing in it", "name at least one")
-    return value
-
-
-def _libvirt_uri(value: str) -> str:
-    scheme, _, rest = value.partition("://")
-    if not rest or scheme.split("+")[0] != "qemu":
-        raise fault(
-            f"uri {value!r} is no hypervisor we know",
-            "write qemu:///system, or qemu+ssh://USER@HOST/system for another host",
-        )
-    if rest.partition("?")[0].rstrip("/").rpartition("/")[2] != "system":
-        raise fault(
-            f"uri {value!r} is not the system's libvirt",
-            "end it with /system: a session's machines cannot be put into a network",
-        )
-    return value
-
-
 def _currency(value: str) -> str:
     if not re.fullmatch("[A-Z]{3}", value):
         raise fault(f"{value!r} is not a currency", "write its ISO 4217 code, such as EUR")
@@ -83,16 +60,7 @@ def _currency(value: str) -> str:
 Currency = Annotated[str, AfterValidator(_currency)]
 
 
-def _unit(value: str) -> str:
-    try:
-        return Weights(batch_slice=value).batch_slice
-    except ValueError as error:
-        raise fault(str(error), "name the unit that holds the jobs, see `systemd-cgls`") from None
-
-
-Weight = Annotated[int, AfterValidator(in_range("weight", 1, 10_000))]
-Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
-SomeNames = Annotated[Names, AfterValidator(_some)]
+SomeNames = Annotated[Names, AfterValidator(some)]
 
 
 class Enrol(Model):
@@ -193,88 +161,6 @@ class Ec2(Model):
     """An EC2 key pair for logging in by ssh; none unless given."""
 
 
-class ImageConfig(Model):
-    """What a hypervisor's machines boot from."""
-
-    volume: str
-    """A volume of the storage pool; never written to, each machine has an overlay."""
-    format: Literal["qcow2", "raw"] = "qcow2"
-    """The volume's format."""
-    kernel: AbsolutePath | None = None
-    """A kernel on the hypervisor that is booted directly; the image's own boot loader unless
-    given."""
-    initrd: AbsolutePath | None = None
-    """Its initramfs."""
-    cmdline: str = ""
-    """Its command line."""
-
-    def image(self) -> Image:
-        return Image(self.volume, self.format, self.kernel or "", self.initrd or "", self.cmdline)
-
-
-class FlavourConfig(Model):
-    """One type of virtual machine."""
-
-    cores: Count
-    """Virtual cores; each is a core of the hypervisor."""
-    memory: Annotated[int, AfterValidator(in_range("memory", 128, 16_777_216))]
-    """MiB."""
-    disk: Annotated[int, AfterValidator(in_range("disk", 1, 65_536))] = 10
-    """GiB, of which only what is written takes room."""
-    image: Name
-    """A name under `images`."""
-    price: Money = Decimal(0)
-    """For an hour; what costs nothing needs no budget."""
-
-    def flavour(self) -> Flavour:
-        return Flavour(self.cores, self.memory, self.disk, self.image, self.price)
-
-
-class MixedConfig(Model):
-    """Batch jobs and virtual machines on the same host: no core is given out twice."""
-
-    node: str
-    """The batch system's name for this hypervisor."""
-    batch_weight: Weight = 100
-    """Its jobs' share of processors and disks when both sides want more than there is."""
-    machine_weight: Weight = 100
-    """The machines' share."""
-    batch_slice: Annotated[str, AfterValidator(_unit)] = "system.slice"
-    """systemd's unit in which the batch system's daemon and its jobs run."""
-
-    def weights(self) -> Weights:
-        return Weights(self.batch_weight, self.machine_weight, self.batch_slice)
-
-
-class Libvirt(Model):
-    """Virtual machines on a hypervisor of the site or of a partner."""
-
-    type: Literal["libvirt"]
-    """Which kind of provider."""
-    uri: Annotated[str, AfterValidator(_libvirt_uri), Field(examples=["qemu:///system"])]
-    """libvirt's connection URI: `qemu:///system`, `qemu+ssh://dvn@hv2.example.org/system`."""
-    storage: str = "default"
-    """The storage pool of images, overlays and seeds."""
-    images: Annotated[dict[Name, ImageConfig], AfterValidator(_some)]
-    """What machines boot from, by name."""
-    types: Annotated[dict[Name, FlavourConfig], AfterValidator(_some)]
-    """The sizes of machines, by name."""
-    cores: Count | None = None
-    """The most cores that borrowed machines may have there together; all of them unless given."""
-    memory: Annotated[int, AfterValidator(in_range("memory", 128, 16_777_216))] | None = None
-    """The same for memory, in MiB."""
-    reserve_cores: Annotated[int, AfterValidator(in_range("number", 0, 10_000))] = 0
-    """Cores of the hypervisor that no machine gets."""
-    reserve_memory: Annotated[int, AfterValidator(in_range("memory", 0, 16_777_216))] = 1024
-    """MiB of the hypervisor that no machine gets."""
-    virtualization: Literal["kvm", "qemu"] = "kvm"
-    """`qemu` emulates, ten times slower: for trying things where there is no KVM."""
-    mtu: Annotated[int, AfterValidator(in_range("MTU", 1280, 9216))] = 1500
-    """Of the machines' interface."""
-    mixed: MixedConfig | None = None
-    """The hypervisor is a node of the batch system, too; leave it out if it is not."""
-
-
 ProviderConfig = Annotated[Ec2 | Libvirt, Field(discriminator="type")]
 
 
@@ -333,26 +219,6 @@ class PeriodConfig(Model):
         return Limit(self.limit, self.period, self.soft)
 
 
-class DirectConfig(Model):
-    """Where jobs run that fit; the first that fits a job counts. What is left out fits all."""
-
-    to: Place
-    """`machines`: borrowed ones only; `bare-metal`: never on them."""
-    partitions: Names = ()
-    """The queues they were submitted to."""
-    users: Names = ()
-    """Whose they are."""
-    groups: Names = ()
-    """Unix groups of their users, on this host."""
-    accounts: Names = ()
-    """Their accounts."""
-    features: Names = ()
-    """Features they all ask for."""
-
-    def rule(self) -> Rule:
-        return Rule(self.to, self.partitions, self.users, self.groups, self.accounts, self.features)
-
-
 class BudgetConfig(Model):
     """A tenant's money, in the site's currency, for each period (UTC)."""
 
@@ -409,9 +275,9 @@ class BurstConfig(Model):
 
     lrms: LrmsConfig
     """The batch system."""
-    providers: Annotated[dict[Name, ProviderConfig], AfterValidator(_some)]
+    providers: Annotated[dict[Name, ProviderConfig], AfterValidator(some)]
     """Where machines come from, by name."""
-    pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
+    pools: Annotated[dict[Name, PoolConfig], AfterValidator(some)]
     """Which jobs may go to which machines, by name."""
     currency: Currency = "USD"
     """Of all budgets, prices and costs, as ISO 4217 writes it."""

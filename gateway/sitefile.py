@@ -19,7 +19,8 @@ from dvn.located import Located, Path_, Problem, SpecError
 from dvn.spec import Site
 from dvn.values import Address
 from gateway.batch import LsfConfig
-from gateway.sections import BurstConfig, GatewayConfig, Libvirt, PoolConfig, policy_of
+from gateway.hypervisors import Libvirt
+from gateway.sections import BurstConfig, GatewayConfig, PoolConfig, policy_of
 
 FOREIGN = ("gateway", "burst")
 

@@ -64,7 +64,8 @@ def directed(
     """Every waiting job bound to its place. A running one stays where it is."""
     if not rules:
         return Directed(farm)
-    jobs, actions = [], []
+    jobs: list[Job] = []
+    actions: list[Action] = []
     for job in farm.jobs:
         rule = _rule(job, rules, groups_of) if job.state is JobState.PENDING else None
         if rule is None:
