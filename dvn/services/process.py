@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -85,9 +86,10 @@ class Process:
         uid, gid = account()
         # Whatever our umask is: who serves has given up root, and reads its file there.
         for directory in (RUN, self._directory.parent, self._directory):
-            if not directory.exists():
-                directory.mkdir(parents=True, exist_ok=True)
-                directory.chmod(0o755)
+            directory.mkdir(parents=True, exist_ok=True)
+            found = directory.stat()
+            if found.st_uid == os.geteuid() and found.st_mode & 0o011 != 0o011:
+                directory.chmod(stat.S_IMODE(found.st_mode) | 0o011)  # what is in it guards itself
         self._leases.mkdir(parents=True, exist_ok=True)
         os.chown(self._leases, uid, gid)
         self._leases.chmod(0o700)
