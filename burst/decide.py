@@ -15,7 +15,7 @@ from burst import flashing, funds, reconcile, renting, routing
 from burst.actions import Decision
 from burst.model import Facts, Policy, Pool
 from burst.observe import world
-from burst.queue import Queue, sort_jobs, start_threshold
+from burst.queue import Queue, sort_jobs
 from burst.round import Round
 
 
@@ -26,6 +26,7 @@ def decide(
     look = world(facts, policy)
     paper = Round.begin(look, pools, policy, new_id)
     queue = sort_jobs(look, pools)
+    paper.routed = queue.routed
     for job in queue.pending:
         refused = queue.refused.get(job.id)
         if refused is not None:
@@ -45,9 +46,15 @@ def decide(
 
 
 def _deserving(queue: Queue, pools: Sequence[Pool], policy: Policy) -> set[str]:
-    """The pools for whose jobs a machine is worth waiting for."""
-    threshold = start_threshold(policy)
-    return {pool.name for pool in pools if renting.wanting(queue, pool, threshold)}
+    """The pools for whose jobs a machine is worth waiting for. Once it is wanted, it is so until the
+    wait falls below the start itself, `margin` lower: a forecast at the edge starts and stops nothing.
+    """
+    start = policy.expected_start_cost.total_seconds()
+    return {
+        pool.name
+        for pool in pools
+        if pool.spares or any(one.wait > start for one in queue.candidates(pool))
+    }
 
 
 def _with_work(queue: Queue, pools: Sequence[Pool]) -> set[str]:

@@ -53,15 +53,8 @@ def _promised(paper: Round, lease: Lease) -> timedelta:
 
 def longest_routed(paper: Round, pool: Pool) -> timedelta:
     """The longest time limit among pending jobs that the LRMS might start in the pool."""
-    farm = paper.world.facts.farm
-    if farm is None:
-        return timedelta(0)
     default = paper.policy.default_job_time
-    routed = (
-        limit_of(job, default)
-        for job in farm.jobs
-        if job.state is JobState.PENDING and pool.partition in job.partitions
-    )
+    routed = (limit_of(job, default) for job in paper.routed.get(pool.partition, ()))
     return max(routed, default=timedelta(0))
 
 

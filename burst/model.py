@@ -47,6 +47,16 @@ class Job:
     name: str = ""
     comment: str = ""
     home: str = ""  # the queue it was moved from and `unroute` returns it to (PBS, Torque, LSF)
+    needs: tuple[str, ...] = ()  # generic resources and licences it asks for: `gpu`, `matlab`
+
+    @property
+    def cores_a_node(self) -> int:
+        """What one of its nodes must have; `cores` and `memory_mb` are for all of them."""
+        return -(-self.cores // max(self.nodes, 1))
+
+    @property
+    def memory_a_node(self) -> int:
+        return -(-self.memory_mb // max(self.nodes, 1))
 
 
 class NodeState(StrEnum):
@@ -312,6 +322,15 @@ class Pool:
     def account(self) -> str:
         """Whose budget pays for its machines; see `account_of`."""
         return account_of(self.tenant, self.provider, self.unit)
+    not_users: tuple[str, ...] = ()  # whose jobs never go, whatever else says they may
+    not_accounts: tuple[str, ...] = ()
+    opt_in: tuple[str, ...] = ()  # if given, only jobs go that bear one of these words ...
+    opt_out: tuple[str, ...] = ()  # ... and none that bears one of these, as feature or in a comment
+    resources: tuple[str, ...] = ()  # what its machines have of `Job.needs`; all else is local-only
+    max_nodes: int = 1  # jobs that want up to so many machines at once may go, all or nothing
+    spares: int = 0  # machines kept ready beyond what the queue asks for
+    rank: int = 0  # the site's own order: pools of a lower rank are used up first, at any price
+    data_cost: Decimal = Decimal(0)  # what moving data adds to an hour of a machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +379,15 @@ class Policy:
     """A machine with our tag that no lease knows is returned when it is older."""
     return_time: timedelta = timedelta(minutes=3)
     """From a last job's end to the machine's, for the reservation of money."""
+    trust_estimates: bool = False
+    """Whether the batch system's own estimate of a start counts before our forecast."""
+    min_value: Decimal = Decimal(0)
+    """What must be gained for each unit of money: how many times its own length a job waits less,
+    summed over the jobs a machine is rented for. 0: whoever would wait too long gets a machine."""
+    tenant_machines: int = 1_000_000
+    """The most machines that one tenant may have, all its pools together."""
+    spot_interruptions: Decimal = Decimal("0.05")
+    """How often an hour a spot machine is taken back, for what its price is really worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +398,7 @@ class ProviderFacts:
     offers: tuple[Offer, ...] = ()
     machines: tuple[Machine, ...] | None = None
     error: str = ""
+    billing: timedelta = timedelta(seconds=1)  # what is charged for is rounded up to so much
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,3 +423,5 @@ class Facts:
     watching_since: datetime | None = None
     # An operator has mended what was broken: no failure up to this instant pauses or delays.
     forgiven: datetime | None = None
+    # The share of their time limits that a user's jobs take; 1 for those not in it.
+    habits: Mapping[str, float] = field(default_factory=dict)

@@ -69,7 +69,11 @@ class World:
 
     def machine(self, lease: Lease) -> Machine | None:
         """The lease's machine as listed; of several, the one it names, else the liveliest."""
-        listed = self.machines.get(lease.id, [])
+        listed = self.machines.get(lease.id)
+        if not listed:
+            return None
+        if len(listed) == 1:
+            return listed[0]
         named = [machine for machine in listed if machine.id == lease.machine]
         ordered = sorted(listed, key=lambda m: (_LISTING.index(m.state), m.id))
         return next(iter(named or ordered), None)
@@ -95,7 +99,7 @@ def world(facts: Facts, policy: Policy) -> World:
 def noticed(lease: Lease, world: World) -> Lease:
     """The lease with what is merely to be remembered: no state changes here."""
     machine = world.machine(lease)
-    if machine is not None and lease.living:
+    if machine is not None and lease.living and not _known(lease, machine):
         lease = replace(
             lease,
             machine=lease.machine or machine.id,
@@ -116,6 +120,18 @@ def noticed(lease: Lease, world: World) -> Lease:
     if lease.state is not LeaseState.JOINED:
         return lease
     return _usage(lease, world)
+
+
+def _known(lease: Lease, machine: Machine) -> bool:
+    """Whether the list says nothing new of the lease: so it is for most of them, most of the time."""
+    return (
+        bool(lease.machine)
+        and lease.zone == (machine.zone or lease.zone)
+        and lease.underlay == (machine.public_address or lease.underlay)
+        and lease.requested is not None
+        and lease.setback is None
+        and (machine.ended is None or lease.machine_ended is not None)
+    )
 
 
 def _usage(lease: Lease, world: World) -> Lease:

@@ -1,15 +1,29 @@
-"""Second pass: who waits, for how long, and which pool could take whom."""
+"""Second pass: who waits, for how long, and which pool could take whom.
+
+Written for queues of a hundred thousand jobs: what is the same for all jobs of a kind (partitions,
+owner, features, the LRMS's reason) is asked once for the kind, and only size, age and expected wait
+once for each job.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from burst.model import Farm, Job, JobState, NodeState, Policy, Pool
 from burst.observe import World
-from burst.policy.demand import Candidate, Refusal, refusal, waits_for_machines
-from burst.policy.when import FOREVER, limit_of, local_waits
+from burst.policy import worth
+from burst.policy.demand import (
+    Candidate,
+    Refusal,
+    by_age,
+    by_reason,
+    by_rule,
+    by_size,
+    waits_for_machines,
+)
+from burst.policy.when import FOREVER, local_waits
 from burst.policy.which import ranked, usable_memory_mb
 
 _USABLE = (NodeState.IDLE, NodeState.MIXED, NodeState.ALLOCATED)
@@ -23,6 +37,7 @@ class Queue:
     pending: list[Job] = field(default_factory=list)
     by_pool: dict[str, list[Candidate]] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)  # by job id: those no pool takes
+    routed: dict[str, list[Job]] = field(default_factory=dict)  # by partition of a pool
 
     def candidates(self, pool: Pool) -> list[Candidate]:
         return self.by_pool.get(pool.name, [])
@@ -37,36 +52,138 @@ def sort_jobs(world: World, pools: Sequence[Pool]) -> Queue:
     farm = world.facts.farm
     if farm is None:
         return Queue()
-    queue = Queue()
+    queue = Queue(by_pool={pool.name: [] for pool in pools})
     waiting = (JobState.PENDING, JobState.HELD)
     queue.pending = [job for job in farm.jobs if job.state in waiting]
     queue.pending.sort(key=lambda job: job.submitted)  # stable: the LRMS's order among equals
-    forecasts: dict[tuple[str, ...], Mapping[str, float]] = {}
-    taken: set[str] = set()
-    best: dict[str, Refusal] = {}
-    for pool in pools:
-        waits = forecasts.get(pool.from_partitions)
-        if waits is None:
-            waits = _forecast(world, farm, queue.pending, pool.from_partitions)
-            forecasts[pool.from_partitions] = waits
-        largest = _largest(world, pool)
-        candidates = queue.by_pool.setdefault(pool.name, [])
-        for job in queue.pending:
-            no = refusal(job, pool, world.policy, world.now, largest)
-            if no is None:
-                limit = limit_of(job, world.policy.default_job_time)
-                candidates.append(Candidate(job, limit, waits.get(job.id, FOREVER)))
-                taken.add(job.id)
-            elif job.id not in best or no.rank > best[job.id].rank:
-                best[job.id] = no
-    queue.refused = {
-        job.id: best.get(job.id, _NO_POOL) for job in queue.pending if job.id not in taken
-    }
+    _note_routed(queue, pools)
+    if not queue.pending:
+        return queue
+    sorter = _Sorter(world, pools, _forecasts(world, farm, queue.pending, pools))
+    for job in queue.pending:
+        sorter.sort(job, queue)
     return queue
 
 
+def _note_routed(queue: Queue, pools: Sequence[Pool]) -> None:
+    ours = {pool.partition for pool in pools}
+    for job in queue.pending:
+        if len(job.partitions) == 1 and job.partitions[0] not in ours:
+            continue  # nearly all of them
+        for name in job.partitions:
+            if name in ours and job.state is JobState.PENDING:
+                queue.routed.setdefault(name, []).append(job)
+
+
+class _Sorter:
+    """One round's answers for kinds of jobs, so that each is worked out once."""
+
+    def __init__(
+        self, world: World, pools: Sequence[Pool], waits: dict[tuple[str, ...], dict[str, float]]
+    ) -> None:
+        self._world, self._pools = world, pools
+        self._policy, self._now = world.policy, world.now
+        self._oldest_young = world.now - world.policy.min_job_age
+        self._habits = world.facts.habits
+        self._waits = {pool.name: waits[pool.from_partitions] for pool in pools}
+        self._largest = {pool.name: _largest(world, pool) for pool in pools}
+        self._words = any(pool.opt_in or pool.opt_out for pool in pools)
+        self._kinds: dict[object, tuple[tuple[Pool, ...], Refusal]] = {}
+        self._reasons: dict[str, Refusal | None] = {}
+
+    def sort(self, job: Job, queue: Queue) -> None:
+        takers, no = self._kind(job)
+        if takers:
+            no = self._timing(job, takers) or no
+            if no.rank < 5:
+                no = self._into_pools(job, takers, queue) or no
+                if no is _TAKEN:
+                    return
+        queue.refused[job.id] = no
+
+    def _kind(self, job: Job) -> tuple[tuple[Pool, ...], Refusal]:
+        comment = job.comment if self._words else ""
+        key = (job.state, job.partitions, job.user, job.account, job.features, job.needs, comment)
+        found = self._kinds.get(key)
+        if found is None:
+            no = _NO_POOL
+            takers: list[Pool] = []
+            for pool in self._pools:
+                refused = by_rule(job, pool)
+                if refused is None:
+                    takers.append(pool)
+                elif refused.rank > no.rank:
+                    no = refused
+            found = self._kinds[key] = (tuple(takers), no)
+        return found
+
+    def _timing(self, job: Job, takers: Sequence[Pool]) -> Refusal | None:
+        """What keeps it from all pools; a job too large for each is told that first."""
+        if job.reason not in self._reasons:
+            self._reasons[job.reason] = by_reason(job)
+        late = self._reasons[job.reason]
+        if late is None and job.submitted > self._oldest_young:
+            late = by_age(job, self._policy, self._now)
+        if late is None:
+            return None
+        sizes = [by_size(job, pool, self._largest[pool.name]) for pool in takers]
+        refused = [size for size in sizes if size is not None]
+        if len(refused) == len(sizes):
+            return max(refused, key=lambda no: no.rank)
+        return late
+
+    def _into_pools(self, job: Job, takers: Sequence[Pool], queue: Queue) -> Refusal | None:
+        policy = self._policy
+        limit = job.time_limit if job.time_limit is not None else policy.default_job_time
+        seconds, takes = limit.total_seconds(), 0.0
+        if self._habits:
+            takes = seconds = seconds * self._habits.get(job.user, 1.0)
+        urgency = worth.urgency(job, seconds, (self._now - job.submitted).total_seconds())
+        taken: Refusal | None = None
+        worst: Refusal | None = None
+        for pool in takers:
+            no = by_size(job, pool, self._largest[pool.name])
+            if no is not None:
+                worst = no if worst is None or no.rank > worst.rank else worst
+                continue
+            wait = self._wait(job, pool)
+            queue.by_pool[pool.name].append(Candidate(job, limit, wait, takes, urgency))
+            taken = _TAKEN
+        return taken or worst
+
+    def _wait(self, job: Job, pool: Pool) -> float:
+        if self._policy.trust_estimates and job.estimated_start is not None:
+            ahead = (job.estimated_start - self._now).total_seconds()
+            if ahead > 0:  # one that is past was wrong
+                return ahead
+        return self._waits[pool.name].get(job.id, FOREVER)
+
+
+_TAKEN = Refusal(-2, "taken", "")
+
+
+def _forecasts(
+    world: World, farm: Farm, pending: Sequence[Job], pools: Sequence[Pool]
+) -> dict[tuple[str, ...], dict[str, float]]:
+    """Expected waits, by job id, for each set of partitions that a pool takes jobs from."""
+    able: dict[tuple[str, JobState], bool] = {}
+    waiting: list[Job] = []
+    for job in pending:
+        key = (job.reason, job.state)
+        could = able.get(key)
+        if could is None:
+            could = able[key] = waits_for_machines(job)
+        if could:
+            waiting.append(job)
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for pool in pools:
+        if pool.from_partitions not in found:
+            found[pool.from_partitions] = _forecast(world, farm, waiting, pool.from_partitions)
+    return found
+
+
 def _forecast(
-    world: World, farm: Farm, pending: Sequence[Job], partitions: tuple[str, ...]
+    world: World, farm: Farm, waiting: Sequence[Job], partitions: tuple[str, ...]
 ) -> dict[str, float]:
     """Expected waits, by job id, on the site's own nodes of these partitions."""
     ours = {lease.node for lease in world.facts.leases}
@@ -78,7 +195,14 @@ def _forecast(
     ]
     names = {node.name for node in local}
     running = {job.id: job for name in names for job in world.jobs_on.get(name, ())}
-    queued = [job for job in pending if waits_for_machines(job) and here & set(job.partitions)]
+    inside: dict[tuple[str, ...], bool] = {}
+    queued: list[Job] = []
+    for job in waiting:
+        could = inside.get(job.partitions)
+        if could is None:
+            could = inside[job.partitions] = not here.isdisjoint(job.partitions)
+        if could:
+            queued.append(job)
     policy = world.policy
     seconds = local_waits(
         queued,
@@ -87,6 +211,7 @@ def _forecast(
         world.now,
         policy.default_job_time,
         timedelta(seconds=start_threshold(policy)),
+        world.facts.habits,
     )
     return {job.id: wait for job, wait in zip(queued, seconds, strict=True)}
 
@@ -103,3 +228,4 @@ def _largest(world: World, pool: Pool) -> dict[str, int]:
         "cores": max(cores for cores, _ in sizes),
         "memory_mb": max(usable_memory_mb(memory) for _, memory in sizes),
     }
+

@@ -25,8 +25,9 @@ from burst.actions import (
     Want,
 )
 from burst.leases import Effect, Observation, step
-from burst.model import Budget, Failure, JobState, Lease, LeaseState, Machine, Policy, Pool
+from burst.model import Budget, Failure, Job, JobState, Lease, LeaseState, Machine, Policy, Pool
 from burst.observe import World
+from burst.policy.which import ranked, real_hour
 
 ACCEPTING = (LeaseState.TUNNELLED, LeaseState.JOINED)
 COMING = (LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.BOOTING, LeaseState.TUNNELLED)
@@ -47,6 +48,10 @@ class Round:
     free: dict[str, Decimal] = field(default_factory=dict)  # money, by account
     by_pool: dict[str, list[str]] = field(default_factory=dict)  # lease ids, oldest first
     answers: dict[str, tuple[str, str]] = field(default_factory=dict)  # code, message by job id
+    routed: Mapping[str, Sequence[Job]] = field(default_factory=dict)  # waiting, by our partitions
+    core_hours: dict[str, float] = field(default_factory=dict)  # by pool
+    pool_names: frozenset[str] = frozenset()
+    spares: Mapping[str, int] = field(default_factory=dict)  # by pool
 
     @classmethod
     def begin(
@@ -55,13 +60,12 @@ class Round:
         ordered = sorted(world.facts.leases, key=lambda lease: (lease.wanted, lease.id))
         paper = cls(world, pools, policy, new_id, {lease.id: lease for lease in ordered})
         paper.free = {account: budget.free for account, budget in world.facts.budgets.items()}
+        paper.pool_names = frozenset(pool.name for pool in pools)
+        paper.spares = {pool.name: pool.spares for pool in pools}
         for lease in ordered:
             paper.by_pool.setdefault(lease.pool, []).append(lease.id)
         return paper
 
-    @property
-    def pool_names(self) -> frozenset[str]:
-        return frozenset(pool.name for pool in self.pools)
 
     def of_pool(self, pool: Pool) -> list[Lease]:
         return [self.leases[lease_id] for lease_id in self.by_pool.get(pool.name, [])]
@@ -83,6 +87,16 @@ class Round:
         if budget is None or budget.soft is None:
             return free
         return min(free, free - (budget.limit - budget.soft))
+
+    def core_hour(self, pool: Pool) -> float:
+        """What the cheapest core-hour of the pool really costs now; 0 if nothing is offered."""
+        if pool.name not in self.core_hours:
+            provider = self.world.facts.providers.get(pool.provider)
+            offers = ranked(provider.offers, pool.types) if provider else []
+            length = self.policy.default_job_time
+            hours = [real_hour(o, pool, self.policy, length) / max(o.cores, 1) for o in offers]
+            self.core_hours[pool.name] = min(hours, default=0.0)
+        return self.core_hours[pool.name]
 
     def see(self, lease: Lease, seen: Observation, failure: Failure | None = None) -> Lease:
         """One row of the table; a change of state makes earlier effects void."""
@@ -112,14 +126,15 @@ class Round:
 
     def decision(self, stored: Mapping[str, Lease]) -> Decision:
         known = [lease for lease in self.leases.values() if lease.id in stored]
-        changed = [lease for lease in known if lease != stored[lease.id]]
+        changed = [lease for lease in known if _differs(lease, stored[lease.id])]
         # Killed in the middle, no more may be reserved than there is: money is freed before it is
         # given out again.
         frees = [lease for lease in changed if lease.reserved < stored[lease.id].reserved]
         actions: list[Action] = [Update(lease) for lease in frees]
         freed = {lease.id for lease in frees}
+        rest = {lease.id for lease in changed} - freed
         for lease in known:
-            if lease != stored[lease.id] and lease.id not in freed:
+            if lease.id in rest:
                 actions.append(Update(lease))
             actions.extend(self._acts(lease))
         actions.extend(self.housekeeping)
@@ -159,6 +174,10 @@ class Round:
         if not names or running or not self.world.answers(lease):
             return []  # running: it registered again in the last moment, and was given a job
         return [Terminate(lease.provider, tuple(sorted(names)), lease.id)]
+
+
+def _differs(lease: Lease, stored: Lease) -> bool:
+    return lease is not stored and lease != stored
 
 
 def over(machine: Machine) -> bool:

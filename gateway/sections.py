@@ -191,6 +191,24 @@ class PoolConfig(Model):
     """Addresses of the network that machines may take."""
     features: Names = ()
     """Features a job may ask of a node and find on these machines."""
+    not_users: Names = ()
+    """Whose jobs never go."""
+    not_accounts: Names = ()
+    """Jobs of which accounts never go."""
+    opt_in: Names = ()
+    """If given, only jobs go that bear one of these words as a feature or in their comment."""
+    opt_out: Names = ()
+    """Jobs that bear one of these words stay."""
+    resources: Names = ()
+    """Generic resources and licences that these machines have: a job that needs others stays."""
+    max_nodes: Count = 1
+    """Jobs for up to so many machines at once may go; they get all of them or none."""
+    spares: Annotated[int, AfterValidator(in_range("number", 0, 10_000))] = 0
+    """Machines kept ready beyond what the queue asks for."""
+    rank: Annotated[int, AfterValidator(in_range("number", 0, 1000))] = 0
+    """Of a tenant's pools those of a lower rank come first, at any price."""
+    data_cost: Money = Decimal(0)
+    """What moving data adds to an hour of a machine, when pools are compared."""
     transport: Literal["plain"] = "plain"
     """How tunnel packets travel: `plain` is not encrypted."""
 
@@ -259,6 +277,8 @@ def _policy_field(kind: Any) -> Any:
         return Duration
     if kind is Decimal:
         return Money
+    if kind is bool:
+        return bool
     return Annotated[int, AfterValidator(in_range("number", 1, 1_000_000))]
 
 
