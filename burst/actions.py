@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from burst.model import Lease, Node
 
@@ -93,12 +93,11 @@ Action = Want | Update | Launch | Admit | Route | Unroute | Requeue | Drain | Re
 Subject = Literal["job", "lease", "pool", "provider", "lrms", "network", "flash"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why something is, or is not, done: the answer of `dvn burst explain`.
 
     `code` is a stable word for programs (`starts-soon`, `budget`, ...), `message` one sentence for
-    people with the numbers that decided.
+    people with the numbers that decided. A tuple, since each waiting job has one in each round.
     """
 
     subject: Subject

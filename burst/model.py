@@ -322,10 +322,13 @@ class Pool:
     def account(self) -> str:
         """Whose budget pays for its machines; see `account_of`."""
         return account_of(self.tenant, self.provider, self.unit)
+
     not_users: tuple[str, ...] = ()  # whose jobs never go, whatever else says they may
     not_accounts: tuple[str, ...] = ()
     opt_in: tuple[str, ...] = ()  # if given, only jobs go that bear one of these words ...
-    opt_out: tuple[str, ...] = ()  # ... and none that bears one of these, as feature or in a comment
+    opt_out: tuple[
+        str, ...
+    ] = ()  # ... and none that bears one of these, as feature or in a comment
     resources: tuple[str, ...] = ()  # what its machines have of `Job.needs`; all else is local-only
     max_nodes: int = 1  # jobs that want up to so many machines at once may go, all or nothing
     spares: int = 0  # machines kept ready beyond what the queue asks for

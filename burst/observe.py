@@ -123,7 +123,7 @@ def noticed(lease: Lease, world: World) -> Lease:
 
 
 def _known(lease: Lease, machine: Machine) -> bool:
-    """Whether the list says nothing new of the lease: so it is for most of them, most of the time."""
+    """Whether the list says nothing new of the lease, as it is for most, most of the time."""
     return (
         bool(lease.machine)
         and lease.zone == (machine.zone or lease.zone)

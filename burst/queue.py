@@ -7,7 +7,7 @@ once for each job.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -39,8 +39,16 @@ class Queue:
     refused: dict[str, Refusal] = field(default_factory=dict)  # by job id: those no pool takes
     routed: dict[str, list[Job]] = field(default_factory=dict)  # by partition of a pool
 
+    _urgent: dict[str, list[Candidate]] = field(default_factory=dict)
+
     def candidates(self, pool: Pool) -> list[Candidate]:
         return self.by_pool.get(pool.name, [])
+
+    def urgent(self, pool: Pool) -> list[Candidate]:
+        """The candidates, the most deserving first."""
+        if pool.name not in self._urgent:
+            self._urgent[pool.name] = worth.by_urgency(self.candidates(pool))
+        return self._urgent[pool.name]
 
 
 def start_threshold(policy: Policy) -> float:
@@ -59,9 +67,7 @@ def sort_jobs(world: World, pools: Sequence[Pool]) -> Queue:
     _note_routed(queue, pools)
     if not queue.pending:
         return queue
-    sorter = _Sorter(world, pools, _forecasts(world, farm, queue.pending, pools))
-    for job in queue.pending:
-        sorter.sort(job, queue)
+    _Sorter(world, pools, _forecasts(world, farm, queue.pending, pools)).sort_all(queue)
     return queue
 
 
@@ -83,83 +89,101 @@ class _Sorter:
     ) -> None:
         self._world, self._pools = world, pools
         self._policy, self._now = world.policy, world.now
-        self._oldest_young = world.now - world.policy.min_job_age
         self._habits = world.facts.habits
         self._waits = {pool.name: waits[pool.from_partitions] for pool in pools}
         self._largest = {pool.name: _largest(world, pool) for pool in pools}
         self._words = any(pool.opt_in or pool.opt_out for pool in pools)
-        self._kinds: dict[object, tuple[tuple[Pool, ...], Refusal]] = {}
+        self._kinds: dict[object, tuple[tuple[_Taker, ...], Refusal]] = {}
         self._reasons: dict[str, Refusal | None] = {}
 
-    def sort(self, job: Job, queue: Queue) -> None:
-        takers, no = self._kind(job)
-        if takers:
-            no = self._timing(job, takers) or no
-            if no.rank < 5:
-                no = self._into_pools(job, takers, queue) or no
-                if no is _TAKEN:
-                    return
-        queue.refused[job.id] = no
-
-    def _kind(self, job: Job) -> tuple[tuple[Pool, ...], Refusal]:
-        comment = job.comment if self._words else ""
-        key = (job.state, job.partitions, job.user, job.account, job.features, job.needs, comment)
-        found = self._kinds.get(key)
-        if found is None:
-            no = _NO_POOL
-            takers: list[Pool] = []
-            for pool in self._pools:
-                refused = by_rule(job, pool)
-                if refused is None:
-                    takers.append(pool)
-                elif refused.rank > no.rank:
-                    no = refused
-            found = self._kinds[key] = (tuple(takers), no)
-        return found
-
-    def _timing(self, job: Job, takers: Sequence[Pool]) -> Refusal | None:
-        """What keeps it from all pools; a job too large for each is told that first."""
-        if job.reason not in self._reasons:
-            self._reasons[job.reason] = by_reason(job)
-        late = self._reasons[job.reason]
-        if late is None and job.submitted > self._oldest_young:
-            late = by_age(job, self._policy, self._now)
-        if late is None:
-            return None
-        sizes = [by_size(job, pool, self._largest[pool.name]) for pool in takers]
-        refused = [size for size in sizes if size is not None]
-        if len(refused) == len(sizes):
-            return max(refused, key=lambda no: no.rank)
-        return late
-
-    def _into_pools(self, job: Job, takers: Sequence[Pool], queue: Queue) -> Refusal | None:
-        policy = self._policy
-        limit = job.time_limit if job.time_limit is not None else policy.default_job_time
-        seconds, takes = limit.total_seconds(), 0.0
-        if self._habits:
-            takes = seconds = seconds * self._habits.get(job.user, 1.0)
-        urgency = worth.urgency(job, seconds, (self._now - job.submitted).total_seconds())
-        taken: Refusal | None = None
-        worst: Refusal | None = None
-        for pool in takers:
-            no = by_size(job, pool, self._largest[pool.name])
-            if no is not None:
-                worst = no if worst is None or no.rank > worst.rank else worst
+    def sort_all(self, queue: Queue) -> None:
+        """Each pending job to the pools that take it, or to the reason why none does."""
+        policy, now, habits = self._policy, self._now, self._habits
+        young, default = now - policy.min_job_age, policy.default_job_time
+        refused, kinds, reasons = queue.refused, self._kinds, self._reasons
+        comment = ""
+        for job in queue.pending:
+            if self._words:
+                comment = job.comment
+            kind = (
+                job.state, job.partitions, job.user, job.account, job.features, job.needs, comment
+            )  # fmt: skip
+            found = kinds.get(kind)
+            if found is None:
+                found = kinds[kind] = self._kind(job, queue)
+            takers, no = found
+            if not takers:
+                refused[job.id] = no
                 continue
-            wait = self._wait(job, pool)
-            queue.by_pool[pool.name].append(Candidate(job, limit, wait, takes, urgency))
-            taken = _TAKEN
-        return taken or worst
+            if job.reason not in reasons:
+                reasons[job.reason] = by_reason(job)
+            late = reasons[job.reason]
+            if late is None and job.submitted > young:
+                late = by_age(job, policy, now)
+            if late is not None:
+                refused[job.id] = self._size(job, takers) or late
+                continue
+            limit = job.time_limit
+            if limit is None:
+                limit = default
+            seconds, takes = limit.total_seconds(), 0.0
+            if habits:
+                takes = seconds = seconds * habits.get(job.user, 1.0)
+            urgency = worth.urgency(job, seconds, (now - job.submitted).total_seconds())
+            taken = False
+            for taker in takers:
+                largest = taker.largest
+                if (
+                    job.nodes == 1
+                    and job.cores <= largest.get("cores", job.cores)
+                    and job.memory_mb <= largest.get("memory_mb", job.memory_mb)
+                ) or by_size(job, taker.pool, largest) is None:
+                    wait = taker.waits.get(job.id, FOREVER)
+                    if policy.trust_estimates:
+                        wait = self._trusted(job, wait)
+                    taker.candidates.append(Candidate(job, limit, wait, takes, urgency))
+                    taken = True
+            if not taken:
+                refused[job.id] = self._size(job, takers) or no
 
-    def _wait(self, job: Job, pool: Pool) -> float:
-        if self._policy.trust_estimates and job.estimated_start is not None:
-            ahead = (job.estimated_start - self._now).total_seconds()
-            if ahead > 0:  # one that is past was wrong
-                return ahead
-        return self._waits[pool.name].get(job.id, FOREVER)
+    def _kind(self, job: Job, queue: Queue) -> tuple[tuple[_Taker, ...], Refusal]:
+        """The pools whose rules let jobs of this kind in, and why the closest of the others does
+        not."""
+        no = _NO_POOL
+        takers: list[_Taker] = []
+        for pool in self._pools:
+            refused = by_rule(job, pool)
+            if refused is None:
+                waits, largest = self._waits[pool.name], self._largest[pool.name]
+                takers.append(_Taker(pool, waits, largest, queue.by_pool[pool.name]))
+            elif refused.rank > no.rank:
+                no = refused
+        return tuple(takers), no
+
+    def _size(self, job: Job, takers: Sequence[_Taker]) -> Refusal | None:
+        """What keeps a job out everywhere that is too large for each of these pools."""
+        sizes = [by_size(job, taker.pool, taker.largest) for taker in takers]
+        refused = [size for size in sizes if size is not None]
+        if len(refused) < len(sizes):
+            return None
+        return max(refused, key=lambda no: no.rank)
+
+    def _trusted(self, job: Job, wait: float) -> float:
+        """The batch system's own estimate, where it has one that is not past."""
+        if job.estimated_start is None:
+            return wait
+        ahead = (job.estimated_start - self._now).total_seconds()
+        return ahead if ahead > 0 else wait
 
 
-_TAKEN = Refusal(-2, "taken", "")
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """A pool that takes jobs of some kind, with what is asked for each of them."""
+
+    pool: Pool
+    waits: Mapping[str, float]  # by job id
+    largest: Mapping[str, int]
+    candidates: list[Candidate]
 
 
 def _forecasts(
@@ -228,4 +252,3 @@ def _largest(world: World, pool: Pool) -> dict[str, int]:
         "cores": max(cores for cores, _ in sizes),
         "memory_mb": max(usable_memory_mb(memory) for _, memory in sizes),
     }
-

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from burst.market import Market
 from burst.model import Pool
 from burst.policy.which import ranked, real_hour
 from burst.queue import Queue
 from burst.round import Round
-from burst.shop import Market, Shop
+from burst.shop import Shop
 
 
 def rent(paper: Round, queue: Queue) -> None:

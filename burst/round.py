@@ -47,7 +47,7 @@ class Round:
     reasons: list[Reason] = field(default_factory=list)
     free: dict[str, Decimal] = field(default_factory=dict)  # money, by account
     by_pool: dict[str, list[str]] = field(default_factory=dict)  # lease ids, oldest first
-    answers: dict[str, tuple[str, str]] = field(default_factory=dict)  # code, message by job id
+    answers: dict[str, Reason] = field(default_factory=dict)  # by job id
     routed: Mapping[str, Sequence[Job]] = field(default_factory=dict)  # waiting, by our partitions
     core_hours: dict[str, float] = field(default_factory=dict)  # by pool
     pool_names: frozenset[str] = frozenset()
@@ -65,7 +65,6 @@ class Round:
         for lease in ordered:
             paper.by_pool.setdefault(lease.pool, []).append(lease.id)
         return paper
-
 
     def of_pool(self, pool: Pool) -> list[Lease]:
         return [self.leases[lease_id] for lease_id in self.by_pool.get(pool.name, [])]
@@ -119,7 +118,7 @@ class Round:
 
     def answer(self, job_id: str, code: str, message: str) -> None:
         """Why this job is where it is; a later pass knows better and overwrites."""
-        self.answers[job_id] = (code, message)
+        self.answers[job_id] = Reason("job", job_id, code, message)
 
     def say(self, subject: Subject, name: str, code: str, message: str) -> None:
         self.reasons.append(Reason(subject, name, code, message))
@@ -142,8 +141,7 @@ class Round:
         for lease in self.wants:
             actions.append(Want(lease))
             actions.append(Launch(lease.id))
-        reasons = [Reason("job", name, *answer) for name, answer in self.answers.items()]
-        return Decision(tuple(actions), (*self.reasons, *reasons))
+        return Decision(tuple(actions), (*self.reasons, *self.answers.values()))
 
     def _acts(self, lease: Lease) -> list[Action]:
         effects = dict.fromkeys(self.effects.get(lease.id, ()))

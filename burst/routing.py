@@ -47,7 +47,7 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     too_long = [job for job in routed if not _affordable(paper, job, longest)]
     _take_back(paper, pool, too_long, "the budget does not cover its time limit")
     stay = [job for job in routed if _affordable(paper, job, longest)]
-    new = _chosen(paper, candidates, pool, stay, nodes, longest)
+    new = _chosen(paper, queue, pool, stay, nodes, longest)
     for candidate in new:
         paper.routes.append(Route(candidate.job.id, pool.partition))
     reach = [limit_of(job, paper.policy.default_job_time) for job in stay]
@@ -76,7 +76,7 @@ def _affordable(paper: Round, job: Job, longest: timedelta | None) -> bool:
 
 def _chosen(
     paper: Round,
-    candidates: list[Candidate],
+    queue: Queue,
     pool: Pool,
     routed: list[Job],
     nodes: list[Lease],
@@ -93,7 +93,7 @@ def _chosen(
         return chosen
     core_hour = paper.core_hour(pool)
     start = paper.policy.expected_start_cost.total_seconds()
-    for candidate in worth.by_urgency(candidates):
+    for candidate in queue.urgent(pool):
         if waiting >= DEPTH * cores:
             break
         job = candidate.job

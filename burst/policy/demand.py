@@ -169,7 +169,9 @@ class Candidate(NamedTuple):
     job: Job
     limit: timedelta
     wait: float  # seconds; infinite if it can never start here
-    takes: float = 0.0  # seconds it is expected to run; its limit unless its user's habits are known
+    takes: float = (
+        0.0  # seconds it is expected to run; its limit unless its user's habits are known
+    )
     urgency: float = 0.0  # how much it deserves a machine (`policy.worth`)
 
     @property

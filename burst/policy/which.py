@@ -68,9 +68,7 @@ def priced(offers: Iterable[Offer], pool: Pool, policy: Policy, length: timedelt
     Probability Theory and Its Applications" I, XIII.7): so a spot machine is that much dearer for
     long jobs, and cheap for short ones.
     """
-    return [
-        Priced(offer, real_hour(offer, pool, policy, length), offer.cores) for offer in offers
-    ]
+    return [Priced(offer, real_hour(offer, pool, policy, length), offer.cores) for offer in offers]
 
 
 def real_hour(offer: Offer, pool: Pool, policy: Policy, length: timedelta) -> float:

@@ -8,9 +8,9 @@ of response ratio scheduling", IFIP Congress 1971); among jobs alike the oldest 
 greedy rule for a knapsack (G. Dantzig, "Discrete-variable extremum problems", 1957) filled with
 slowdown saved, by its price.
 
-*Whether at all.* `Policy.min_value` is the price of slowdown that the site is willing to pay. Spending
-the same everywhere at the margin is what makes a total smallest for its cost (Lagrange); one number
-says it for short and long jobs, few and many.
+*Whether at all.* `Policy.min_value` says what slowdown may cost the site. Spending the same
+everywhere at the margin is what makes a total smallest for its cost (Lagrange); one number says it
+for short and long jobs, few and many.
 """
 
 from __future__ import annotations

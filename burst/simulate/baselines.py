@@ -7,7 +7,8 @@ Each gets what a site would give it: a cap on machines. `LinearController` is CO
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from burst.simulate.engine import Offered, Run
@@ -27,28 +28,36 @@ class Never:
 
 
 class OnePerJob:
-    """A machine for each job that waits, or as many as it has nodes; returned when it is idle."""
+    """A machine for each job that waits (or as many as it has nodes), the smallest it fits on, for
+    itself alone; returned when it is idle."""
 
     def __init__(self, cap: int = 1_000_000) -> None:
         self.name = "one-per-job"
         self.cap = cap
 
     def begin(self, run: Run) -> None:
-        run.site.everybody_routed = True
+        run.site.everybody_routed = run.site.whole_machines = True
 
     def act(self, run: Run) -> float:
-        wanted = 0
+        wanted: Counter[int] = Counter()  # machines by size, for the first in the queue
+        room = self.cap
+        sizes = sorted({offer.machine.cores for offer in run.offers})
         for work in run.site.queue.values():
-            wanted += work.nodes
-            if wanted >= self.cap:
+            if work.nodes > room:
+                continue
+            room -= work.nodes
+            wanted[next(size for size in sizes if size >= work.per_node)] += work.nodes
+            if not room:
                 break
-        free = [m for m in run.machines.values() if not m.works and not m.draining]
-        room = self.cap - len(run.machines)
-        for _ in range(min(wanted - len(free), room)):
-            if _launch(run) is None:
-                break
-        if wanted < len(free):
-            _return(run, [m for m in free if m.up], len(free) - wanted)
+        for size in sizes:
+            free = [m for m in run.machines.values() if m.cores == size and not m.works]
+            missing = min(wanted[size] - len(free), self.cap - len(run.machines))
+            offers = [offer for offer in run.offers if offer.machine.cores == size]
+            for _ in range(missing):
+                if _launch(run, offers) is None:
+                    break
+            if wanted[size] < len(free):
+                _return(run, [m for m in free if m.up], len(free) - wanted[size])
         return math.inf
 
 
@@ -170,9 +179,9 @@ class PolicyMissing(Exception):  # noqa: N818 - it is missing, and that is all
     """A policy's package is not installed."""
 
 
-def _launch(run: Run) -> Rented | None:
+def _launch(run: Run, offers: Sequence[Offered] = ()) -> Rented | None:
     """The cheapest machine a core, and of equals the largest: any job fits on those."""
-    for offer in sorted(run.offers, key=_by_price):
+    for offer in sorted(offers or run.offers, key=_by_price):
         machine = run.launch(offer)
         if machine is not None:
             return machine

@@ -75,7 +75,7 @@ class Run:
         self.held: dict[tuple[str, str], int] = {}  # machines by provider and type
         self.changed = True
         self.meter = Meter(self.site)
-        self._random = random.Random(seed)  # noqa: S311 - a reproducible experiment, no secret
+        self._random = random.Random(seed)
         self._events: list[tuple[float, int, int, Work | Rented, int]] = []
         self._count = 0
         self.questions = 0
@@ -112,7 +112,7 @@ class Run:
                 self._happen(heapq.heappop(events))
                 self.changed = True
             site.start_jobs()
-            if (self.changed and now - last >= self.interval) or now >= wake:
+            if (self.changed and now >= last + self.interval) or now >= wake:
                 self.changed = False
                 wake = max(self.policy.act(self), now + min(self.interval, 1.0))
                 last = now

@@ -51,10 +51,20 @@ class Outcome:
     elasticity: Elasticity
     makespan: float
     questions: int
+    bills: tuple[tuple[float, float], ...]  # of each machine: its price an hour, seconds held
+
+    def cost_at(self, billing_s: float, minimum_s: float) -> float:
+        """What the same machines would have cost if time were sold in such pieces."""
+        total = 0.0
+        for price, held in self.bills:
+            pieces = -(-max(held, minimum_s) // billing_s)
+            total += price * pieces * billing_s / 3600
+        return total
 
     def row(self) -> dict[str, object]:
         """Flat, for JSON and CSV."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "elasticity"}
+        aside = ("elasticity", "bills")
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in aside}
         return flat | {f.name: getattr(self.elasticity, f.name) for f in fields(Elasticity)}
 
 
@@ -69,12 +79,12 @@ class Meter:
         self._site = site
         self._since = 0.0
         self._area_under = self._area_over = 0.0
-        self._time_under = self._time_over = self._time_demand = self._time = 0.0
+        self._time_under = self._time_over = self._time = 0.0
         self._adaptations = 0
         self.waits: list[float] = []
         self._slowdowns = 0.0
         self.cost = 0.0
-        self._machines, self._seconds = 0, 0.0
+        self._bills: list[tuple[float, float]] = []
         self._borrowed = self._requeues = 0
         self.last_end = 0.0
         self.curve: list[tuple[float, int, int]] = []  # time, cores demanded, cores supplied
@@ -111,8 +121,7 @@ class Meter:
 
     def returned(self, machine: Rented, now: float, charged_s: float) -> None:
         self._adaptations += 1
-        self._machines += 1
-        self._seconds += now - machine.launched
+        self._bills.append((machine.price, now - machine.launched))
         self.cost += machine.price * charged_s / 3600
 
     def outcome(self, policy: str, trace: Trace, questions: int) -> Outcome:
@@ -128,8 +137,8 @@ class Meter:
             p95_wait=waits[int(len(waits) * 0.95)] if waits else 0.0,
             bsld=self._slowdowns / count,
             cost=self.cost,
-            machines=self._machines,
-            machine_hours=self._seconds / 3600,
+            machines=len(self._bills),
+            machine_hours=sum(held for _, held in self._bills) / 3600,
             borrowed_jobs=self._borrowed,
             requeues=self._requeues,
             elasticity=Elasticity(
@@ -141,4 +150,5 @@ class Meter:
             ),
             makespan=self.last_end - (trace.jobs[0].submit if trace.jobs else 0.0),
             questions=questions,
+            bills=tuple(self._bills),
         )

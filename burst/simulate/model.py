@@ -73,8 +73,13 @@ class _File(_Model):
     providers: dict[str, ProviderModel]
 
 
-ON_DEMAND = ProviderModel(machines={"c16": MachineType(cores=16, price=Decimal("0.80"))})
-"""A per-second cloud of 16-core machines at 0.05 a core-hour."""
+ON_DEMAND = ProviderModel(
+    machines={
+        "c4": MachineType(cores=4, price=Decimal("0.20")),
+        "c16": MachineType(cores=16, price=Decimal("0.80")),
+    }
+)
+"""A per-second cloud of machines with 4 and with 16 cores, at 0.05 a core-hour."""
 
 
 def read_providers(path: Path) -> dict[str, ProviderModel]:

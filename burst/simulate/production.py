@@ -24,7 +24,6 @@ from burst.model import (
     Job,
     JobState,
     Lease,
-    LeaseState,
     LinkHealth,
     Machine,
     MachineState,

@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterable
 
 from burst.simulate.swf import TraceJob
 
-BACKFILL_DEPTH = 200  # jobs behind the first that waits which are looked at (Slurm's bf_max_job_test)
+BACKFILL_DEPTH = (
+    200  # jobs behind the first that waits which are looked at (Slurm's bf_max_job_test)
+)
 
 
 class Work:
     """A job of the trace and what has become of it. Times in seconds of virtual time."""
 
-    __slots__ = ("cores", "limit", "nodes", "number", "on", "ordinal", "per_node", "place")
-    __slots__ += ("requeues", "run", "start", "submit", "user")
+    # fmt: off
+    __slots__ = ("cores", "limit", "nodes", "number", "on", "ordinal", "per_node", "place",
+                 "requeues", "run", "start", "submit", "user")
+    # fmt: on
 
     def __init__(self, job: TraceJob, ordinal: int, node_cores: int) -> None:
         self.ordinal = ordinal
@@ -42,8 +46,10 @@ class Work:
 class Rented:
     """A borrowed machine as the provider has it."""
 
-    __slots__ = ("cores", "draining", "ended", "free", "idle_since", "launched", "name")
-    __slots__ += ("price", "provider", "type", "up", "works")
+    # fmt: off
+    __slots__ = ("cores", "draining", "ended", "free", "idle_since", "launched", "name",
+                 "price", "provider", "type", "up", "works")
+    # fmt: on
 
     def __init__(
         self, name: str, provider: str, kind: str, cores: int, price: float, now: float
@@ -68,6 +74,7 @@ class Site:
         self.queue: dict[int, Work] = {}  # waiting, in order of submission
         self.routed: dict[int, Work] = {}  # of these, who may start on borrowed nodes
         self.everybody_routed = False
+        self.whole_machines = False  # a job on a borrowed machine has it for itself
         self.local: dict[int, Work] = {}  # running here
         self.remote: dict[int, Work] = {}  # running on borrowed nodes
         self.waiting_cores = 0
@@ -107,7 +114,7 @@ class Site:
         del self.remote[work.ordinal]
         for machine in work.on:
             del machine.works[work.ordinal]
-            self._resize(machine, work.per_node)
+            self._resize(machine, machine.cores if self.whole_machines else work.per_node)
             if not machine.works:
                 machine.idle_since = self.now
 
@@ -199,7 +206,9 @@ class Site:
 
     def _start_borrowed(self) -> bool:
         started: list[Work] = []
-        failed_cores = math.inf  # for fewer nodes than that; what was refused once is not asked again
+        failed_cores = (
+            math.inf
+        )  # for fewer nodes than that; what was refused once is not asked again
         looked = 0
         for work in self.routed.values():
             if work.nodes == 1:
@@ -243,7 +252,7 @@ class Site:
         work.place, work.start, work.on = "borrowed", self.now, tuple(on)
         self.remote[work.ordinal] = work
         for machine in work.on:
-            self._resize(machine, -work.per_node)
+            self._resize(machine, -(machine.free if self.whole_machines else work.per_node))
             machine.works[work.ordinal] = work
             machine.idle_since = None
 

@@ -92,7 +92,9 @@ def _parse(lines: Iterable[str], path: Path) -> tuple[dict[str, str], list[Trace
         try:
             values = [float(word) for word in words[:_COLUMNS]]
         except ValueError:
-            raise TraceError(f"{path}:{number}: {line.strip()!r} is not a line of numbers") from None
+            raise TraceError(
+                f"{path}:{number}: {line.strip()!r} is not a line of numbers"
+            ) from None
         if len(values) < 5:
             text = f"{path}:{number}: {len(values)} columns where there should be {_COLUMNS}"
             raise TraceError(text)
@@ -129,7 +131,7 @@ def with_limits(trace: Trace, seed: int = 1, most: float = 5.0) -> Trace:
     """A time limit for each job that has none: between once and `most` times what it takes (the
     "f-model", Mu'alem and Feitelson, IEEE TPDS 12(6), 2001), then rounded up to what users write.
     """
-    rng = random.Random(seed)  # noqa: S311 - a reproducible experiment, no secret
+    rng = random.Random(seed)
     jobs = []
     for job in trace.jobs:
         asked = job.run * rng.uniform(1.0, most)  # drawn for each, so that a limit changes no other
