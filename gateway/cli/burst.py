@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli import flash, money, top
+from gateway.cli import flash, money, simulate, top
 from gateway.cli.asking import amounts, ask
 from gateway.cli.client import ApiFailure, Client
 from gateway.cli.output import Format, Output, Socket, ago, as_json, clock, fail, line, table
@@ -287,3 +287,4 @@ def _budgets(budgets: list[dict[str, Any]]) -> None:
 money.register(app)
 flash.register(app)
 top.register(app)
+simulate.register(app)
