@@ -12,6 +12,7 @@ from burst.actions import (
     Drain,
     Launch,
     Remove,
+    Requeue,
     Route,
     Terminate,
     Unroute,
@@ -66,6 +67,8 @@ def sentence(action: Action, stored: Mapping[str, Lease], currency: str) -> str:
             return f"offer job {job_id} to {partition}, too"
         case Unroute(job_id, partition):
             return f"take job {job_id} back from {partition}"
+        case Requeue(job_id):
+            return f"queue job {job_id} again: its machine is taken back"
         case Drain(node, reason):
             return f"let node {node} take no new job: {reason}"
         case Remove(node):
