@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from burst.model import Lease, Node
 
@@ -58,6 +58,13 @@ class Unroute:
 
 
 @dataclass(frozen=True, slots=True)
+class Requeue:
+    """Stop a running job and queue it again, under its id: its machine goes away anyhow."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Let the node take no new job; running jobs go on."""
 
@@ -81,17 +88,16 @@ class Terminate:
     lease_id: str | None
 
 
-Action = Want | Update | Launch | Admit | Route | Unroute | Drain | Remove | Terminate
+Action = Want | Update | Launch | Admit | Route | Unroute | Requeue | Drain | Remove | Terminate
 
-Subject = Literal["job", "lease", "pool", "provider", "lrms", "network"]
+Subject = Literal["job", "lease", "pool", "provider", "lrms", "network", "flash"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why something is, or is not, done: the answer of `dvn burst explain`.
 
     `code` is a stable word for programs (`starts-soon`, `budget`, ...), `message` one sentence for
-    people with the numbers that decided.
+    people with the numbers that decided. A tuple, since each waiting job has one in each round.
     """
 
     subject: Subject

@@ -9,13 +9,15 @@ the leases keep their state, nothing new is started, and the reasons say why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from burst import funds, reconcile, renting, routing
+from burst import flashing, funds, reconcile, renting, routing
 from burst.actions import Decision
 from burst.model import Facts, Policy, Pool
 from burst.observe import world
-from burst.queue import Queue, sort_jobs, start_threshold
+from burst.queue import Queue, sort_jobs
 from burst.round import Round
 
 
@@ -23,9 +25,30 @@ def decide(
     facts: Facts, pools: Sequence[Pool], policy: Policy, new_id: Callable[[], str]
 ) -> Decision:
     """`new_id` gives 32 hex digits, never the same twice; one is drawn for each lease wanted."""
+    with _without_collecting():
+        return _decide(facts, pools, policy, new_id)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """A decision makes no reference cycles, and with 100,000 jobs in memory looking for some would
+    take as long as the decision."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _decide(
+    facts: Facts, pools: Sequence[Pool], policy: Policy, new_id: Callable[[], str]
+) -> Decision:
     look = world(facts, policy)
     paper = Round.begin(look, pools, policy, new_id)
     queue = sort_jobs(look, pools)
+    paper.routed = queue.routed
     for job in queue.pending:
         refused = queue.refused.get(job.id)
         if refused is not None:
@@ -36,6 +59,7 @@ def decide(
     reconcile.hold_launches(paper)
     funds.carry(paper)
     routing.route(paper, queue)
+    flashing.ahead(paper)
     renting.rent(paper, queue)
     reconcile.orphans(paper)
     reconcile.strays(paper)
@@ -44,9 +68,16 @@ def decide(
 
 
 def _deserving(queue: Queue, pools: Sequence[Pool], policy: Policy) -> set[str]:
-    """The pools for whose jobs a machine is worth waiting for."""
-    threshold = start_threshold(policy)
-    return {pool.name for pool in pools if renting.wanting(queue, pool, threshold)}
+    """The pools for whose jobs a machine is worth waiting for. Once it is wanted, it is so until
+    the wait falls below the start itself, `margin` lower: a forecast at the edge starts and stops
+    nothing.
+    """
+    start = policy.expected_start_cost.total_seconds()
+    return {
+        pool.name
+        for pool in pools
+        if pool.spares or any(one.wait > start for one in queue.candidates(pool))
+    }
 
 
 def _with_work(queue: Queue, pools: Sequence[Pool]) -> set[str]:

@@ -18,6 +18,7 @@ from burst.actions import (
     Drain,
     Launch,
     Remove,
+    Requeue,
     Route,
     Terminate,
     Unroute,
@@ -26,7 +27,7 @@ from burst.actions import (
 )
 from burst.join.userdata import UserDataError
 from burst.leases import launch_failed, launched, launching
-from burst.lrms.base import Lrms, LrmsError, LrmsUnavailable
+from burst.lrms.base import Lrms, LrmsError, LrmsUnavailable, Requeues
 from burst.model import FailureClass, Lease, LeaseState, Policy
 from burst.providers.base import LaunchRequest, Provider, ProviderError
 
@@ -95,10 +96,18 @@ class _Hands:
                 return self._told(lambda: self.lrms.route(job_id, partition))
             case Unroute(job_id, partition):
                 return self._told(lambda: self.lrms.unroute(job_id, partition))
+            case Requeue(job_id):
+                return self._requeue(job_id)
             case Drain(node, reason):
                 return self._told(lambda: self.lrms.drain(node, reason))
             case Remove(node):
                 return self._told(lambda: self.lrms.remove(node))
+
+    def _requeue(self, job_id: str) -> str:
+        lrms = self.lrms
+        if not isinstance(lrms, Requeues):
+            return "this batch system cannot queue a running job again: it ends with its machine"
+        return self._told(lambda: lrms.requeue(job_id))
 
     def _told(self, call: Callable[[], None]) -> str:
         if self.lrms_silent:
@@ -150,6 +159,10 @@ class _Hands:
             zone=before.zone,
             name=before.node,
             user_data=user_data,
+            spot=before.spot,
+            max_price=before.price_per_hour if before.spot else None,
+            network=before.network,
+            address=before.address,
         )
         asked = launching(before, self.clock())
         self.store.update(asked)

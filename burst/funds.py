@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from burst.leases import Observation
 from burst.model import JobState, Lease, LeaseState, Pool
-from burst.policy import money
+from burst.policy import flash, money
 from burst.policy.when import limit_of, remaining
 from burst.round import ACCEPTING, COMING, Round
 
@@ -22,15 +22,15 @@ def carry(paper: Round) -> None:
         if not lease.living or not (lease.machine or lease.maybe_launched):
             continue
         spare = longest.get(lease.pool, timedelta(0)) if lease.state in ACCEPTING else None
-        busy = busy_time(paper, lease)
-        free = paper.free.get(lease.tenant, Decimal(0))
+        busy = max(busy_time(paper, lease), _promised(paper, lease))
+        free = paper.free.get(lease.account, Decimal(0))
         cover = money.cover(lease, busy, free, paper.world.now, paper.policy, spare)
         if cover.reserved != lease.reserved:
             lease = replace(lease, reserved=cover.reserved)
             paper.keep(lease)
         if not cover.lacking:
             continue
-        why = f"budget: {_state_of(paper, lease.tenant)}; it lacks {cover.lacking:.4f} to go on"
+        why = f"budget: {_state_of(paper, lease.account)}; it lacks {cover.lacking:.4f} to go on"
         if lease.state in (*COMING, *ACCEPTING):
             paper.see(replace(lease, stop_reason=lease.stop_reason or why), Observation.STOP)
         else:
@@ -45,17 +45,16 @@ def busy_time(paper: Round, lease: Lease) -> timedelta:
     return max(left, default=timedelta(0))
 
 
+def _promised(paper: Round, lease: Lease) -> timedelta:
+    """How much longer a flash wants it."""
+    ends = flash.kept_until(lease, paper.world.facts)
+    return ends - paper.world.now if ends is not None else timedelta(0)
+
+
 def longest_routed(paper: Round, pool: Pool) -> timedelta:
     """The longest time limit among pending jobs that the LRMS might start in the pool."""
-    farm = paper.world.facts.farm
-    if farm is None:
-        return timedelta(0)
     default = paper.policy.default_job_time
-    routed = (
-        limit_of(job, default)
-        for job in farm.jobs
-        if job.state is JobState.PENDING and pool.partition in job.partitions
-    )
+    routed = (limit_of(job, default) for job in paper.routed.get(pool.partition, ()))
     return max(routed, default=timedelta(0))
 
 
@@ -76,7 +75,7 @@ def top_up(paper: Round, leases: list[Lease], limit: timedelta) -> None:
     if not leases:
         return
     purses = {lease.id: purse_of(paper, lease) for lease in leases}
-    free = paper.free.get(leases[0].tenant, Decimal(0))
+    free = paper.free.get(leases[0].account, Decimal(0))
     share = max(free - money.extra_for(list(purses.values()), limit), Decimal(0)) / len(leases)
     for lease in leases:
         lack = money.extra_for([purses[lease.id]], limit)
@@ -89,8 +88,25 @@ def _floor(amount: Decimal) -> Decimal:
     return amount.quantize(Decimal("0.000001"), "ROUND_FLOOR")
 
 
-def _state_of(paper: Round, tenant: str) -> str:
-    budget = paper.budget(tenant)
+def _state_of(paper: Round, account: str) -> str:
+    budget = paper.budget(account)
     if budget is None:
-        return f"tenant {tenant} has none"
-    return f"of {budget.limit} of tenant {tenant}, {budget.spent:.4f} are spent"
+        return f"tenant {account} has none"
+    return f"of {budget.limit} of tenant {account}, {budget.spent:.4f} are spent"
+
+
+def no_money(paper: Round, account: str, kind: str, reserve: Decimal) -> tuple[str, str]:
+    """Code and message of why `reserve` cannot be had for machines of this kind."""
+    budget = paper.budget(account)
+    if budget is None:
+        return "no-budget", f"tenant {account} has no budget, and a {kind} costs money"
+    free = max(paper.free.get(account, Decimal(0)), Decimal(0))
+    wanted = f"{reserve:.4f} would have to be reserved for a {kind}"
+    if budget.soft is not None and reserve <= free:
+        used = budget.limit - free
+        text = (
+            f"{wanted}, and {used:.4f} of tenant {account} are spent or reserved, of {budget.soft} "
+            f"at which its budget rents nothing new (its hard limit is {budget.limit})"
+        )
+        return "soft-budget", text
+    return "budget", f"{wanted}, and of the {budget.limit} of tenant {account} {free:.4f} are free"

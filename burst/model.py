@@ -46,6 +46,17 @@ class Job:
     estimated_start: datetime | None = None
     name: str = ""
     comment: str = ""
+    home: str = ""  # the queue it was moved from and `unroute` returns it to (PBS, Torque, LSF)
+    needs: tuple[str, ...] = ()  # generic resources and licences it asks for: `gpu`, `matlab`
+
+    @property
+    def cores_a_node(self) -> int:
+        """What one of its nodes must have; `cores` and `memory_mb` are for all of them."""
+        return -(-self.cores // max(self.nodes, 1))
+
+    @property
+    def memory_a_node(self) -> int:
+        return -(-self.memory_mb // max(self.nodes, 1))
 
 
 class NodeState(StrEnum):
@@ -94,6 +105,7 @@ class Offer:
     price_per_hour: Decimal
     available: int | None = None  # how many more; None: not known
     spot: bool = False
+    unit: str = ""  # of the price: the site's currency if empty, else `core-hours` of a quota
 
 
 class MachineState(StrEnum):
@@ -201,6 +213,15 @@ class Lease:
     unwell_since: datetime | None = None  # its machine or its node is not where it should be
     used: datetime | None = None  # when a job was last seen on its node
     machine_ended: datetime | None = None  # when the provider stopped charging, where it says so
+    spot: bool = False  # it may be taken back; it never costs more than `price_per_hour`
+    unit: str = ""  # of all its amounts; see `Offer.unit`
+    flash: str = ""  # the flash request it was rented for
+    taken_back: datetime | None = None  # when the provider will end its machine, as announced
+
+    @property
+    def account(self) -> str:
+        """Whose budget pays for it; see `account_of`."""
+        return account_of(self.tenant, self.provider, self.unit)
 
     @property
     def living(self) -> bool:
@@ -221,18 +242,62 @@ class LinkHealth:
     loss: float = 0.0  # share of the last probes that were lost
 
 
+def account_of(tenant: str, provider: str, unit: str) -> str:
+    """The name of a purse: a tenant's money is one, its quota at each partner is another."""
+    return f"{tenant}@{provider}" if unit else tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a machine was told by its provider, and passed on.
+
+    `ends` is when the provider will end it; None: it only may do so soon (EC2's rebalance
+    recommendation).
+    """
+
+    at: datetime
+    ends: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A tenant's money for one period; `reserved` is for leases not yet settled."""
+    """An account's money, or core-hours, for one period; of several periods the tightest.
 
-    tenant: str
+    `reserved` is for leases not yet settled. Beyond `soft` nothing new is rented but for a flash.
+    """
+
+    tenant: str  # the account: see `account_of`
     limit: Decimal
     spent: Decimal
     reserved: Decimal
+    soft: Decimal | None = None
+    period: str = ""
+    unit: str = ""
 
     @property
     def free(self) -> Decimal:
         return self.limit - self.spent - self.reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Flash:
+    """An operator's standing request: so many cores now, for so long, for at most so much.
+
+    The machines are rented whatever the queue says, and kept until `ends`; from then on they are
+    ordinary ones, kept while there is work and let go when idle.
+    """
+
+    id: str
+    tenant: str
+    cores: int
+    asked: datetime
+    ends: datetime
+    provider: str = ""  # empty: any
+    max_cost: Decimal | None = None  # of all its machines from launch to `ends`
+    cancelled: datetime | None = None
+
+    def active(self, now: datetime) -> bool:
+        return self.cancelled is None and now < self.ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +316,24 @@ class Pool:
     max_machines: int = 10
     addresses: tuple[str, ...] = ()  # inner addresses that leases of this pool may take
     features: tuple[str, ...] = ()  # what a job may ask of a node and find on a borrowed one
+    unit: str = ""  # of what its provider charges; see `Offer.unit`
+
+    @property
+    def account(self) -> str:
+        """Whose budget pays for its machines; see `account_of`."""
+        return account_of(self.tenant, self.provider, self.unit)
+
+    not_users: tuple[str, ...] = ()  # whose jobs never go, whatever else says they may
+    not_accounts: tuple[str, ...] = ()
+    opt_in: tuple[str, ...] = ()  # if given, only jobs go that bear one of these words ...
+    opt_out: tuple[
+        str, ...
+    ] = ()  # ... and none that bears one of these, as feature or in a comment
+    resources: tuple[str, ...] = ()  # what its machines have of `Job.needs`; all else is local-only
+    max_nodes: int = 1  # jobs that want up to so many machines at once may go, all or nothing
+    spares: int = 0  # machines kept ready beyond what the queue asks for
+    rank: int = 0  # the site's own order: pools of a lower rank are used up first, at any price
+    data_cost: Decimal = Decimal(0)  # what moving data adds to an hour of a machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +360,11 @@ class Policy:
     """From tunnel and enrolment to a usable node in the batch system."""
     lost_timeout: timedelta = timedelta(minutes=3)
     """A joined machine whose node, machine or tunnel is gone for so long is given up."""
+    silence_timeout: timedelta = timedelta(minutes=5)
+    """A machine whose heartbeat was not heard for so long is drained; less than
+    `gateway.enrol.watchdog`, after which it powers itself off, with the jobs on it."""
+    requeue_before: timedelta = timedelta(seconds=60)
+    """So long before the provider takes a machine back its jobs are queued again."""
     drain_timeout: timedelta = timedelta(hours=24)
     """A drain that lasts longer is called late in `dvn burst explain`; jobs are never killed."""
     backoff_first: timedelta = timedelta(seconds=10)
@@ -294,6 +382,15 @@ class Policy:
     """A machine with our tag that no lease knows is returned when it is older."""
     return_time: timedelta = timedelta(minutes=3)
     """From a last job's end to the machine's, for the reservation of money."""
+    trust_estimates: bool = False
+    """Whether the batch system's own estimate of a start counts before our forecast."""
+    min_value: Decimal = Decimal(0)
+    """What must be gained for each unit of money: how many times its own length a job waits less,
+    summed over the jobs a machine is rented for. 0: whoever would wait too long gets a machine."""
+    tenant_machines: int = 1_000_000
+    """The most machines that one tenant may have, all its pools together."""
+    spot_interruptions: Decimal = Decimal("0.05")
+    """How often an hour a spot machine is taken back, for what its price is really worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +401,7 @@ class ProviderFacts:
     offers: tuple[Offer, ...] = ()
     machines: tuple[Machine, ...] | None = None
     error: str = ""
+    billing: timedelta = timedelta(seconds=1)  # what is charged for is rounded up to so much
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,10 +415,16 @@ class Facts:
     links: Mapping[str, LinkHealth] = field(default_factory=dict)  # by lease id
     enrolled: Mapping[str, datetime] = field(default_factory=dict)  # by lease id
     join_reports: Mapping[str, str] = field(default_factory=dict)  # by lease id: why joining failed
-    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by tenant
+    heard: Mapping[str, datetime] = field(default_factory=dict)  # by lease id: its last word
+    notices: Mapping[str, Notice] = field(default_factory=dict)  # by lease id
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by account, see `account_of`
+    flashes: tuple[Flash, ...] = ()  # those asked for and not yet over
+    flash_spent: Mapping[str, Decimal] = field(default_factory=dict)  # settled, by flash id
     network_error: str = ""  # the network engine cannot act now: then nothing is launched
     # Since when all of this has been watched without a gap: the daemon's start, or the end of the
     # last outage of LRMS, provider or network. Nobody is declared dead for our own absence.
     watching_since: datetime | None = None
     # An operator has mended what was broken: no failure up to this instant pauses or delays.
     forgiven: datetime | None = None
+    # The share of their time limits that a user's jobs take; 1 for those not in it.
+    habits: Mapping[str, float] = field(default_factory=dict)

@@ -69,7 +69,11 @@ class World:
 
     def machine(self, lease: Lease) -> Machine | None:
         """The lease's machine as listed; of several, the one it names, else the liveliest."""
-        listed = self.machines.get(lease.id, [])
+        listed = self.machines.get(lease.id)
+        if not listed:
+            return None
+        if len(listed) == 1:
+            return listed[0]
         named = [machine for machine in listed if machine.id == lease.machine]
         ordered = sorted(listed, key=lambda m: (_LISTING.index(m.state), m.id))
         return next(iter(named or ordered), None)
@@ -95,7 +99,7 @@ def world(facts: Facts, policy: Policy) -> World:
 def noticed(lease: Lease, world: World) -> Lease:
     """The lease with what is merely to be remembered: no state changes here."""
     machine = world.machine(lease)
-    if machine is not None and lease.living:
+    if machine is not None and lease.living and not _known(lease, machine):
         lease = replace(
             lease,
             machine=lease.machine or machine.id,
@@ -105,6 +109,9 @@ def noticed(lease: Lease, world: World) -> Lease:
             setback=None,
             machine_ended=lease.machine_ended or machine.ended,
         )
+    notice = world.facts.notices.get(lease.id)
+    if notice is not None and notice.ends is not None and lease.taken_back != notice.ends:
+        lease = replace(lease, taken_back=notice.ends)
     if lease.enrolled is None and lease.id in world.facts.enrolled:
         lease = replace(lease, enrolled=world.facts.enrolled[lease.id])
     trouble = unwell(lease, world)
@@ -113,6 +120,18 @@ def noticed(lease: Lease, world: World) -> Lease:
     if lease.state is not LeaseState.JOINED:
         return lease
     return _usage(lease, world)
+
+
+def _known(lease: Lease, machine: Machine) -> bool:
+    """Whether the list says nothing new of the lease, as it is for most, most of the time."""
+    return (
+        bool(lease.machine)
+        and lease.zone == (machine.zone or lease.zone)
+        and lease.underlay == (machine.public_address or lease.underlay)
+        and lease.requested is not None
+        and lease.setback is None
+        and (machine.ended is None or lease.machine_ended is not None)
+    )
 
 
 def _usage(lease: Lease, world: World) -> Lease:
@@ -225,6 +244,9 @@ def conclusion(lease: Lease, world: World) -> Failure | None:
     """The failure that this lease must now be given, if any."""
     if lease.failure is not None or lease.stop_reason:
         return None
+    interrupted = _interrupted(lease, world)
+    if interrupted is not None:
+        return interrupted
     match lease.state:
         case LeaseState.REQUESTED:
             return _of_requested(lease, world)
@@ -236,6 +258,18 @@ def conclusion(lease: Lease, world: World) -> Failure | None:
             return _of_joined(lease, world)
         case _:
             return None
+
+
+def _interrupted(lease: Lease, world: World) -> Failure | None:
+    notice = world.facts.notices.get(lease.id)
+    leaving = (LeaseState.DRAINING, LeaseState.LEAVING, LeaseState.TERMINATING)
+    if notice is None or not lease.living or lease.state in leaving:
+        return None
+    if notice.ends is None:
+        text = "may be taken back soon: its provider recommends to move what runs on it"
+    else:
+        text = f"is taken back by its provider at {notice.ends:%H:%M:%S} UTC"
+    return Failure(FailureClass.INTERRUPTED, f"machine {lease.machine} {text}")
 
 
 def _of_requested(lease: Lease, world: World) -> Failure | None:
@@ -315,6 +349,13 @@ def _of_joined(lease: Lease, world: World) -> Failure | None:
     silent = link is not None and not link.up and not facts.network_error
     if link is not None and silent and world.since(link.since) >= policy.lost_timeout:
         return Failure(FailureClass.LOST, _silent(lease, policy))
+    heard = facts.heard.get(lease.id)
+    if heard is not None and world.since(heard) >= policy.silence_timeout:
+        return Failure(
+            FailureClass.LOST,
+            f"machine {lease.machine} was not heard of since {duration_text(world.since(heard))}, "
+            "and will power itself off; see that it reaches the gateway's enrolment port",
+        )
     node = world.nodes.get(lease.node)
     closed = node is not None and node.state in (NodeState.DRAINED, NodeState.DRAINING)
     if node and closed and not lease.used and world.since(lease.joined) < policy.join_timeout:

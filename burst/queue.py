@@ -1,4 +1,9 @@
-"""Second pass: who waits, for how long, and which pool could take whom."""
+"""Second pass: who waits, for how long, and which pool could take whom.
+
+Written for queues of a hundred thousand jobs: what is the same for all jobs of a kind (partitions,
+owner, features, the LRMS's reason) is asked once for the kind, and only size, age and expected wait
+once for each job.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,17 @@ from datetime import timedelta
 
 from burst.model import Farm, Job, JobState, NodeState, Policy, Pool
 from burst.observe import World
-from burst.policy.demand import Candidate, Refusal, refusal, waits_for_machines
-from burst.policy.when import FOREVER, limit_of, local_waits
+from burst.policy import worth
+from burst.policy.demand import (
+    Candidate,
+    Refusal,
+    by_age,
+    by_reason,
+    by_rule,
+    by_size,
+    waits_for_machines,
+)
+from burst.policy.when import FOREVER, local_waits
 from burst.policy.which import ranked, usable_memory_mb
 
 _USABLE = (NodeState.IDLE, NodeState.MIXED, NodeState.ALLOCATED)
@@ -23,9 +37,18 @@ class Queue:
     pending: list[Job] = field(default_factory=list)
     by_pool: dict[str, list[Candidate]] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)  # by job id: those no pool takes
+    routed: dict[str, list[Job]] = field(default_factory=dict)  # by partition of a pool
+
+    _urgent: dict[str, list[Candidate]] = field(default_factory=dict)
 
     def candidates(self, pool: Pool) -> list[Candidate]:
         return self.by_pool.get(pool.name, [])
+
+    def urgent(self, pool: Pool) -> list[Candidate]:
+        """The candidates, the most deserving first."""
+        if pool.name not in self._urgent:
+            self._urgent[pool.name] = worth.by_urgency(self.candidates(pool))
+        return self._urgent[pool.name]
 
 
 def start_threshold(policy: Policy) -> float:
@@ -37,36 +60,154 @@ def sort_jobs(world: World, pools: Sequence[Pool]) -> Queue:
     farm = world.facts.farm
     if farm is None:
         return Queue()
-    queue = Queue()
+    queue = Queue(by_pool={pool.name: [] for pool in pools})
     waiting = (JobState.PENDING, JobState.HELD)
     queue.pending = [job for job in farm.jobs if job.state in waiting]
     queue.pending.sort(key=lambda job: job.submitted)  # stable: the LRMS's order among equals
-    forecasts: dict[tuple[str, ...], Mapping[str, float]] = {}
-    taken: set[str] = set()
-    best: dict[str, Refusal] = {}
-    for pool in pools:
-        waits = forecasts.get(pool.from_partitions)
-        if waits is None:
-            waits = _forecast(world, farm, queue.pending, pool.from_partitions)
-            forecasts[pool.from_partitions] = waits
-        largest = _largest(world, pool)
-        candidates = queue.by_pool.setdefault(pool.name, [])
-        for job in queue.pending:
-            no = refusal(job, pool, world.policy, world.now, largest)
-            if no is None:
-                limit = limit_of(job, world.policy.default_job_time)
-                candidates.append(Candidate(job, limit, waits.get(job.id, FOREVER)))
-                taken.add(job.id)
-            elif job.id not in best or no.rank > best[job.id].rank:
-                best[job.id] = no
-    queue.refused = {
-        job.id: best.get(job.id, _NO_POOL) for job in queue.pending if job.id not in taken
-    }
+    _note_routed(queue, pools)
+    if not queue.pending:
+        return queue
+    _Sorter(world, pools, _forecasts(world, farm, queue.pending, pools)).sort_all(queue)
     return queue
 
 
+def _note_routed(queue: Queue, pools: Sequence[Pool]) -> None:
+    ours = {pool.partition for pool in pools}
+    for job in queue.pending:
+        if len(job.partitions) == 1 and job.partitions[0] not in ours:
+            continue  # nearly all of them
+        for name in job.partitions:
+            if name in ours and job.state is JobState.PENDING:
+                queue.routed.setdefault(name, []).append(job)
+
+
+class _Sorter:
+    """One round's answers for kinds of jobs, so that each is worked out once."""
+
+    def __init__(
+        self, world: World, pools: Sequence[Pool], waits: dict[tuple[str, ...], dict[str, float]]
+    ) -> None:
+        self._world, self._pools = world, pools
+        self._policy, self._now = world.policy, world.now
+        self._habits = world.facts.habits
+        self._waits = {pool.name: waits[pool.from_partitions] for pool in pools}
+        self._largest = {pool.name: _largest(world, pool) for pool in pools}
+        self._words = any(pool.opt_in or pool.opt_out for pool in pools)
+        self._kinds: dict[object, tuple[tuple[_Taker, ...], Refusal]] = {}
+        self._reasons: dict[str, Refusal | None] = {}
+
+    def sort_all(self, queue: Queue) -> None:
+        """Each pending job to the pools that take it, or to the reason why none does."""
+        policy, now, habits = self._policy, self._now, self._habits
+        young, default = now - policy.min_job_age, policy.default_job_time
+        refused, kinds, reasons = queue.refused, self._kinds, self._reasons
+        comment = ""
+        for job in queue.pending:
+            if self._words:
+                comment = job.comment
+            kind = (
+                job.state, job.partitions, job.user, job.account, job.features, job.needs, comment
+            )  # fmt: skip
+            found = kinds.get(kind)
+            if found is None:
+                found = kinds[kind] = self._kind(job, queue)
+            takers, no = found
+            if not takers:
+                refused[job.id] = no
+                continue
+            if job.reason not in reasons:
+                reasons[job.reason] = by_reason(job)
+            late = reasons[job.reason]
+            if late is None and job.submitted > young:
+                late = by_age(job, policy, now)
+            if late is not None:
+                refused[job.id] = self._size(job, takers) or late
+                continue
+            limit = job.time_limit
+            if limit is None:
+                limit = default
+            seconds, takes = limit.total_seconds(), 0.0
+            if habits:
+                takes = seconds = seconds * habits.get(job.user, 1.0)
+            urgency = worth.urgency(job, seconds, (now - job.submitted).total_seconds())
+            taken = False
+            for taker in takers:
+                largest = taker.largest
+                if (
+                    job.nodes == 1
+                    and job.cores <= largest.get("cores", job.cores)
+                    and job.memory_mb <= largest.get("memory_mb", job.memory_mb)
+                ) or by_size(job, taker.pool, largest) is None:
+                    wait = taker.waits.get(job.id, FOREVER)
+                    if policy.trust_estimates:
+                        wait = self._trusted(job, wait)
+                    taker.candidates.append(Candidate(job, limit, wait, takes, urgency))
+                    taken = True
+            if not taken:
+                refused[job.id] = self._size(job, takers) or no
+
+    def _kind(self, job: Job, queue: Queue) -> tuple[tuple[_Taker, ...], Refusal]:
+        """The pools whose rules let jobs of this kind in, and why the closest of the others does
+        not."""
+        no = _NO_POOL
+        takers: list[_Taker] = []
+        for pool in self._pools:
+            refused = by_rule(job, pool)
+            if refused is None:
+                waits, largest = self._waits[pool.name], self._largest[pool.name]
+                takers.append(_Taker(pool, waits, largest, queue.by_pool[pool.name]))
+            elif refused.rank > no.rank:
+                no = refused
+        return tuple(takers), no
+
+    def _size(self, job: Job, takers: Sequence[_Taker]) -> Refusal | None:
+        """What keeps a job out everywhere that is too large for each of these pools."""
+        sizes = [by_size(job, taker.pool, taker.largest) for taker in takers]
+        refused = [size for size in sizes if size is not None]
+        if len(refused) < len(sizes):
+            return None
+        return max(refused, key=lambda no: no.rank)
+
+    def _trusted(self, job: Job, wait: float) -> float:
+        """The batch system's own estimate, where it has one that is not past."""
+        if job.estimated_start is None:
+            return wait
+        ahead = (job.estimated_start - self._now).total_seconds()
+        return ahead if ahead > 0 else wait
+
+
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """A pool that takes jobs of some kind, with what is asked for each of them."""
+
+    pool: Pool
+    waits: Mapping[str, float]  # by job id
+    largest: Mapping[str, int]
+    candidates: list[Candidate]
+
+
+def _forecasts(
+    world: World, farm: Farm, pending: Sequence[Job], pools: Sequence[Pool]
+) -> dict[tuple[str, ...], dict[str, float]]:
+    """Expected waits, by job id, for each set of partitions that a pool takes jobs from."""
+    able: dict[tuple[str, JobState], bool] = {}
+    waiting: list[Job] = []
+    for job in pending:
+        key = (job.reason, job.state)
+        could = able.get(key)
+        if could is None:
+            could = able[key] = waits_for_machines(job)
+        if could:
+            waiting.append(job)
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for pool in pools:
+        if pool.from_partitions not in found:
+            found[pool.from_partitions] = _forecast(world, farm, waiting, pool.from_partitions)
+    return found
+
+
 def _forecast(
-    world: World, farm: Farm, pending: Sequence[Job], partitions: tuple[str, ...]
+    world: World, farm: Farm, waiting: Sequence[Job], partitions: tuple[str, ...]
 ) -> dict[str, float]:
     """Expected waits, by job id, on the site's own nodes of these partitions."""
     ours = {lease.node for lease in world.facts.leases}
@@ -78,7 +219,14 @@ def _forecast(
     ]
     names = {node.name for node in local}
     running = {job.id: job for name in names for job in world.jobs_on.get(name, ())}
-    queued = [job for job in pending if waits_for_machines(job) and here & set(job.partitions)]
+    inside: dict[tuple[str, ...], bool] = {}
+    queued: list[Job] = []
+    for job in waiting:
+        could = inside.get(job.partitions)
+        if could is None:
+            could = inside[job.partitions] = not here.isdisjoint(job.partitions)
+        if could:
+            queued.append(job)
     policy = world.policy
     seconds = local_waits(
         queued,
@@ -87,6 +235,7 @@ def _forecast(
         world.now,
         policy.default_job_time,
         timedelta(seconds=start_threshold(policy)),
+        world.facts.habits,
     )
     return {job.id: wait for job, wait in zip(queued, seconds, strict=True)}
 

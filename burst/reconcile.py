@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 
+from burst import interruption
 from burst.actions import Drain, Remove, Terminate
 from burst.leases import Effect, Observation
 from burst.model import Lease, LeaseState, MachineState, NodeState
@@ -17,18 +18,21 @@ from burst.observe import (
     noticed,
     observations,
 )
-from burst.policy import breaker
+from burst.policy import breaker, flash
 from burst.policy.release import idle_too_long
 from burst.round import Round, over, why_it_leaves
 
 S = LeaseState
 _FINAL = (S.GONE, S.FAILED)
+_OF_A_LEASE = re.compile("[0-9a-f]{8}")
 
 
 def leases(paper: Round, wanted_in: set[str], work_in: set[str]) -> None:
     """Each lease through the table. `wanted_in`: pools whose jobs deserve a new machine;
     `work_in`: pools with pending jobs that a borrowed node could start."""
     for stored in list(paper.leases.values()):
+        if not stored.living and _left_nothing(paper, stored):
+            continue
         lease = noticed(stored, paper.world)
         paper.keep(lease)
         for seen in observations(lease, paper.world):
@@ -39,6 +43,14 @@ def leases(paper: Round, wanted_in: set[str], work_in: set[str]) -> None:
             lease = paper.see(lease, node)
         lease = _stopped(paper, lease, wanted_in, work_in)
         _duplicates(paper, lease)
+        interruption.requeue(paper, lease)
+
+
+def _left_nothing(paper: Round, lease: Lease) -> bool:
+    """Whether an ended lease is seen nowhere any more: nothing is left to be done about it."""
+    if lease.node in paper.world.nodes:
+        return False
+    return all(over(machine) for machine in paper.world.machines.get(lease.id, ()))
 
 
 def _stopped(paper: Round, lease: Lease, wanted_in: set[str], work_in: set[str]) -> Lease:
@@ -62,13 +74,43 @@ def _release(paper: Round, lease: Lease, wanted_in: set[str], work_in: set[str])
         return f"operator: {lease.drain_requested}"
     if lease.pool not in paper.pool_names:
         return f"pool {lease.pool} is no longer in the site file"
+    if flash.kept_until(lease, paper.world.facts) is not None:
+        return drained_by_others(lease, paper.world)
     answers = paper.world.facts.farm is not None
     if lease.state is S.WANTED and answers and lease.pool not in wanted_in:
         return "no job waits for it any more"
-    idle = idle_too_long(lease, paper.world.now, paper.policy, work_waits=lease.pool in work_in)
-    if idle is not None and lease.state is S.JOINED and answers:
-        return f"idle since {duration_text(idle)}"
+    if lease.state is S.JOINED and answers and not _is_spare(paper, lease):
+        idle = idle_too_long(
+            lease,
+            paper.world.now,
+            paper.policy,
+            work_waits=lease.pool in work_in,
+            billing=_billing(paper, lease),
+        )
+        if idle is not None:
+            return f"idle since {duration_text(idle)}"
     return drained_by_others(lease, paper.world)
+
+
+def _billing(paper: Round, lease: Lease) -> timedelta:
+    provider = paper.world.facts.providers.get(lease.provider)
+    return provider.billing if provider is not None else timedelta(seconds=1)
+
+
+def _is_spare(paper: Round, lease: Lease) -> bool:
+    """Whether it is one of the idle machines that its pool keeps: the most recently used stay."""
+    if lease.idle_since is None or not paper.spares.get(lease.pool):
+        return False
+    others = (paper.leases[name] for name in paper.by_pool.get(lease.pool, ()))
+    fresher = sum(
+        other.id != lease.id
+        and other.state is S.JOINED
+        and not other.stop_reason
+        and other.idle_since is not None
+        and (other.idle_since, other.id) > (lease.idle_since, lease.id)
+        for other in others
+    )
+    return fresher < paper.spares[lease.pool]
 
 
 def _duplicates(paper: Round, lease: Lease) -> None:
@@ -135,13 +177,12 @@ def strays(paper: Round) -> None:
     if paper.world.facts.farm is None:
         return
     named = {lease.node for lease in paper.leases.values()}
-    for pool in paper.pools:
-        ours = re.compile(re.escape(pool.name) + "-[0-9a-f]{8}")
-        for node in paper.world.nodes.values():
-            if node.name in named or pool.partition not in node.features:
-                continue
-            if not ours.fullmatch(node.name):
-                continue
+    partitions = {pool.name: pool.partition for pool in paper.pools}
+    for node in paper.world.nodes.values():
+        pool, dash, suffix = node.name.rpartition("-")
+        if not dash or pool not in partitions or node.name in named:
+            continue
+        if partitions[pool] in node.features and _OF_A_LEASE.fullmatch(suffix):
             empty = not paper.world.jobs_on.get(node.name) and not node.allocated_cores
             if empty and node.state in (NodeState.DRAINED, NodeState.DOWN):
                 paper.housekeeping.append(Remove(node.name))

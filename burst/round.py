@@ -25,8 +25,9 @@ from burst.actions import (
     Want,
 )
 from burst.leases import Effect, Observation, step
-from burst.model import Budget, Failure, JobState, Lease, LeaseState, Machine, Policy, Pool
+from burst.model import Budget, Failure, Job, JobState, Lease, LeaseState, Machine, Policy, Pool
 from burst.observe import World
+from burst.policy.which import ranked, real_hour
 
 ACCEPTING = (LeaseState.TUNNELLED, LeaseState.JOINED)
 COMING = (LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.BOOTING, LeaseState.TUNNELLED)
@@ -44,9 +45,13 @@ class Round:
     routes: list[Action] = field(default_factory=list)
     housekeeping: list[Action] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
-    free: dict[str, Decimal] = field(default_factory=dict)  # money, by tenant
+    free: dict[str, Decimal] = field(default_factory=dict)  # money, by account
     by_pool: dict[str, list[str]] = field(default_factory=dict)  # lease ids, oldest first
-    answers: dict[str, tuple[str, str]] = field(default_factory=dict)  # code, message by job id
+    answers: dict[str, Reason] = field(default_factory=dict)  # by job id
+    routed: Mapping[str, Sequence[Job]] = field(default_factory=dict)  # waiting, by our partitions
+    core_hours: dict[str, float] = field(default_factory=dict)  # by pool
+    pool_names: frozenset[str] = frozenset()
+    spares: Mapping[str, int] = field(default_factory=dict)  # by pool
 
     @classmethod
     def begin(
@@ -54,14 +59,12 @@ class Round:
     ) -> Round:
         ordered = sorted(world.facts.leases, key=lambda lease: (lease.wanted, lease.id))
         paper = cls(world, pools, policy, new_id, {lease.id: lease for lease in ordered})
-        paper.free = {tenant: budget.free for tenant, budget in world.facts.budgets.items()}
+        paper.free = {account: budget.free for account, budget in world.facts.budgets.items()}
+        paper.pool_names = frozenset(pool.name for pool in pools)
+        paper.spares = {pool.name: pool.spares for pool in pools}
         for lease in ordered:
             paper.by_pool.setdefault(lease.pool, []).append(lease.id)
         return paper
-
-    @property
-    def pool_names(self) -> frozenset[str]:
-        return frozenset(pool.name for pool in self.pools)
 
     def of_pool(self, pool: Pool) -> list[Lease]:
         return [self.leases[lease_id] for lease_id in self.by_pool.get(pool.name, [])]
@@ -73,8 +76,26 @@ class Round:
     def coming(self, pool: Pool) -> list[Lease]:
         return [lease for lease in self.of_pool(pool) if lease.state in COMING]
 
-    def budget(self, tenant: str) -> Budget | None:
-        return self.world.facts.budgets.get(tenant)
+    def budget(self, account: str) -> Budget | None:
+        return self.world.facts.budgets.get(account)
+
+    def spendable(self, account: str) -> Decimal:
+        """What may be reserved for new machines: up to the soft limit, where there is one."""
+        budget = self.budget(account)
+        free = self.free.get(account, Decimal(0))
+        if budget is None or budget.soft is None:
+            return free
+        return min(free, free - (budget.limit - budget.soft))
+
+    def core_hour(self, pool: Pool) -> float:
+        """What the cheapest core-hour of the pool really costs now; 0 if nothing is offered."""
+        if pool.name not in self.core_hours:
+            provider = self.world.facts.providers.get(pool.provider)
+            offers = ranked(provider.offers, pool.types) if provider else []
+            length = self.policy.default_job_time
+            hours = [real_hour(o, pool, self.policy, length) / max(o.cores, 1) for o in offers]
+            self.core_hours[pool.name] = min(hours, default=0.0)
+        return self.core_hours[pool.name]
 
     def see(self, lease: Lease, seen: Observation, failure: Failure | None = None) -> Lease:
         """One row of the table; a change of state makes earlier effects void."""
@@ -91,27 +112,28 @@ class Round:
         before = self.leases.get(lease.id)
         was = before.reserved if before is not None else Decimal(0)
         ends = before is not None and before.living and not lease.living
-        if lease.tenant in self.free:
-            self.free[lease.tenant] += was - lease.reserved - (lease.cost if ends else 0)
+        if lease.account in self.free:
+            self.free[lease.account] += was - lease.reserved - (lease.cost if ends else 0)
         self.leases[lease.id] = lease
 
     def answer(self, job_id: str, code: str, message: str) -> None:
         """Why this job is where it is; a later pass knows better and overwrites."""
-        self.answers[job_id] = (code, message)
+        self.answers[job_id] = Reason("job", job_id, code, message)
 
     def say(self, subject: Subject, name: str, code: str, message: str) -> None:
         self.reasons.append(Reason(subject, name, code, message))
 
     def decision(self, stored: Mapping[str, Lease]) -> Decision:
         known = [lease for lease in self.leases.values() if lease.id in stored]
-        changed = [lease for lease in known if lease != stored[lease.id]]
+        changed = [lease for lease in known if _differs(lease, stored[lease.id])]
         # Killed in the middle, no more may be reserved than there is: money is freed before it is
         # given out again.
         frees = [lease for lease in changed if lease.reserved < stored[lease.id].reserved]
         actions: list[Action] = [Update(lease) for lease in frees]
         freed = {lease.id for lease in frees}
+        rest = {lease.id for lease in changed} - freed
         for lease in known:
-            if lease != stored[lease.id] and lease.id not in freed:
+            if lease.id in rest:
                 actions.append(Update(lease))
             actions.extend(self._acts(lease))
         actions.extend(self.housekeeping)
@@ -119,8 +141,7 @@ class Round:
         for lease in self.wants:
             actions.append(Want(lease))
             actions.append(Launch(lease.id))
-        reasons = [Reason("job", name, *answer) for name, answer in self.answers.items()]
-        return Decision(tuple(actions), (*self.reasons, *reasons))
+        return Decision(tuple(actions), (*self.reasons, *self.answers.values()))
 
     def _acts(self, lease: Lease) -> list[Action]:
         effects = dict.fromkeys(self.effects.get(lease.id, ()))
@@ -151,6 +172,10 @@ class Round:
         if not names or running or not self.world.answers(lease):
             return []  # running: it registered again in the last moment, and was given a job
         return [Terminate(lease.provider, tuple(sorted(names)), lease.id)]
+
+
+def _differs(lease: Lease, stored: Lease) -> bool:
+    return lease is not stored and lease != stored
 
 
 def over(machine: Machine) -> bool:

@@ -11,9 +11,9 @@ from decimal import Decimal
 
 from burst.actions import Route, Unroute
 from burst.funds import purse_of, top_up
-from burst.model import Job, JobState, Pool
+from burst.model import Job, Lease, Pool
 from burst.observe import duration_text
-from burst.policy import money
+from burst.policy import money, worth
 from burst.policy.demand import Candidate
 from burst.policy.when import limit_of
 from burst.queue import Queue
@@ -31,11 +31,7 @@ def route(paper: Round, queue: Queue) -> None:
 
 def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     nodes = paper.accepting(pool)
-    routed = [
-        job
-        for job in queue.pending
-        if job.state is JobState.PENDING and pool.partition in job.partitions
-    ]
+    routed = queue.routed.get(pool.partition, [])
     if not nodes:
         _take_back(paper, pool, routed, "pool has no usable node now")
         return
@@ -43,7 +39,7 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     limits = {candidate.limit for candidate in candidates}
     limits |= {limit_of(job, paper.policy.default_job_time) for job in routed}
     purses = [purse_of(paper, lease) for lease in nodes]
-    free = max(paper.free.get(pool.tenant, Decimal(0)), Decimal(0))
+    free = max(paper.free.get(pool.account, Decimal(0)), Decimal(0))
     longest = money.affordable_limit(purses, free, sorted(limits))
     for candidate in candidates:
         if longest is None or candidate.limit > longest:
@@ -51,7 +47,7 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
     too_long = [job for job in routed if not _affordable(paper, job, longest)]
     _take_back(paper, pool, too_long, "the budget does not cover its time limit")
     stay = [job for job in routed if _affordable(paper, job, longest)]
-    new = _chosen(candidates, pool, stay, sum(lease.cores for lease in nodes), longest)
+    new = _chosen(paper, queue, pool, stay, nodes, longest)
     for candidate in new:
         paper.routes.append(Route(candidate.job.id, pool.partition))
     reach = [limit_of(job, paper.policy.default_job_time) for job in stay]
@@ -79,22 +75,31 @@ def _affordable(paper: Round, job: Job, longest: timedelta | None) -> bool:
 
 
 def _chosen(
-    candidates: list[Candidate],
+    paper: Round,
+    queue: Queue,
     pool: Pool,
     routed: list[Job],
-    cores: int,
+    nodes: list[Lease],
     longest: timedelta | None,
 ) -> list[Candidate]:
-    """The next jobs to route: in order, those that would not start here at once."""
+    """The next jobs to route: the most deserving of those that would not start here at once.
+
+    A job for several machines goes when so many are there; the LRMS starts it on all or on none.
+    """
+    cores = sum(lease.cores for lease in nodes)
     waiting = sum(max(job.cores, 1) for job in routed)
     chosen: list[Candidate] = []
-    if longest is None:
+    if longest is None or waiting >= DEPTH * cores:
         return chosen
-    for candidate in candidates:
+    core_hour = paper.core_hour(pool)
+    start = paper.policy.expected_start_cost.total_seconds()
+    for candidate in queue.urgent(pool):
         if waiting >= DEPTH * cores:
             break
         job = candidate.job
         if pool.partition in job.partitions or candidate.wait <= 0 or candidate.limit > longest:
+            continue
+        if job.nodes > len(nodes) or not worth.pays(candidate, core_hour, start, paper.policy):
             continue
         chosen.append(candidate)
         waiting += max(job.cores, 1)
@@ -103,7 +108,7 @@ def _chosen(
 
 def _take_back(paper: Round, pool: Pool, jobs: list[Job], why: str) -> None:
     for job in jobs:
-        if job.partitions == (pool.partition,):
+        if job.partitions == (pool.partition,) and not job.home:
             text = f"it was submitted to {pool.partition} alone; {why}"
             paper.answer(job.id, "waits-for-pool", text)
         else:

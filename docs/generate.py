@@ -157,7 +157,8 @@ def _tables(where: str, model: type[BaseModel]) -> Iterator[str]:
         path = f"{where}.{key}" if where else key
         inner = _models_in(path, info.annotation)
         below += inner
-        kind = f"see `{inner[0][0]}`" if inner else kind_of(info.annotation, info.metadata)
+        see = "see " + " or ".join(f"`{found}`" for found, _ in inner)
+        kind = see if inner else kind_of(info.annotation, info.metadata)
         default = "**required**" if info.is_required() else _default(info, name, bool(inner))
         rows.append((f"`{key}`", kind, default, told[name]))
     if not where:
@@ -173,7 +174,10 @@ def _tables(where: str, model: type[BaseModel]) -> Iterator[str]:
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """What each key of a model means: the string below it in the source."""
     source = Policy if model is sections.PolicyConfig else model
-    found = _docstrings(source)
+    bases = [base for base in reversed(source.__mro__) if issubclass(base, BaseModel)]
+    found: dict[str, str] = {}
+    for each in [*(base for base in bases if base.model_fields), source]:
+        found |= _docstrings(each)
     missing = [
         name
         for name, info in model.model_fields.items()
@@ -220,9 +224,19 @@ def _models_in(path: str, annotation: Any) -> list[tuple[str, type[BaseModel]]]:
         return _models_in(f"{path}.<name>", arguments[-1])
     if get_origin(annotation) is tuple:
         return _models_in(f"{path}[]", arguments[0])
-    if get_origin(annotation) in (Annotated, Literal):
+    if get_origin(annotation) is Annotated:
+        members = get_args(get_args(annotation)[0])
+        models = [member for member in members if isinstance(member, type)]
+        tagged = [model for model in models if issubclass(model, BaseModel)]
+        return [(f"{path} ({_tag_of(model)})", model) for model in tagged]
+    if get_origin(annotation) is Literal:
         return []
     return [found for argument in arguments for found in _models_in(path, argument)]
+
+
+def _tag_of(model: type[BaseModel]) -> str:
+    """The value of `type` by which a union knows this member."""
+    return str(get_args(model.model_fields["type"].annotation)[0])
 
 
 def _function(entry: Any) -> Callable[..., Any]:
@@ -261,6 +275,8 @@ def _kinds() -> dict[str, str]:
         "gateway.sections._mode": "file mode",
         "gateway.sections._state": "URL",
         "gateway.sections._mounts": "list of mounts",
+        "gateway.hypervisors._libvirt_uri": "libvirt URI",
+        "gateway.hypervisors._unit": "systemd unit",
     }
 
 

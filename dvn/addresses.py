@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
@@ -70,9 +71,9 @@ def _device(kind: str, tenant: str, name: str) -> str:
     compiler refuses a spec in which two do.
     """
     plain = f"{kind}-{tenant}-{name}"
-    if "-" not in tenant + name and len(plain) <= IFNAMSIZ:
+    if not {"-", "."} & {*tenant, *name} and len(plain) <= IFNAMSIZ:
         return plain
-    return f"{kind}-{(tenant + name).replace('-', '')[:5]}~{_tail(f'{tenant}/{name}')}"
+    return f"{kind}-{re.sub('[-.]', '', tenant + name)[:5]}~{_tail(f'{tenant}/{name}')}"
 
 
 def _tail(text: str) -> str:

@@ -203,10 +203,12 @@ def serve(
     parent_fd: int | None = None,
     stop: socket.socket | None = None,
     changes: Changes | None = None,
+    beside: Callable[[Agent], AbstractContextManager[object]] | None = None,
 ) -> None:
     """Answer on `path` until the parent is gone or `stop` becomes readable.
 
-    `owner` is (uid, gid) of the socket. Raises OSError if the socket cannot be made.
+    `owner` is (uid, gid) of the socket. `beside`: what else uses the agent, as long as it answers.
+    Raises OSError if the socket cannot be made.
     """
     agent = Agent(engine, changes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,12 +232,15 @@ def serve(
             if agent.keeper:
                 agent.keeper.start()
             try:
-                while not ended(events := selector.select()):
-                    if any(key.data == "client" for key, _mask in events):
-                        client, _address = listener.accept()
-                        clients.add(client)
-                        talk = threading.Thread(target=_converse, args=(agent, client), daemon=True)
-                        talk.start()
+                with beside(agent) if beside else nullcontext():
+                    while not ended(events := selector.select()):
+                        if any(key.data == "client" for key, _mask in events):
+                            client, _address = listener.accept()
+                            clients.add(client)
+                            talk = threading.Thread(
+                                target=_converse, args=(agent, client), daemon=True
+                            )
+                            talk.start()
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
@@ -301,7 +306,7 @@ def _owner(text: str) -> tuple[int, int]:
     return entry.pw_uid, int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """One line an event, in UTC, as the daemon's log."""
     handler = logging.StreamHandler(sys.stderr)
     form = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -313,6 +318,16 @@ def _log_to_stderr() -> None:
     room.setLevel(logging.INFO)
 
 
+def stopped_by_signals() -> tuple[socket.socket, socket.socket]:
+    """The first becomes readable at SIGTERM or SIGINT; keep both."""
+    stop, stopper = socket.socketpair()
+    stopper.setblocking(False)
+    signal.set_wakeup_fd(stopper.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    return stop, stopper
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dvn-agent", description="DVN's privileged agent")
     parser.add_argument("--socket", type=Path, required=True, help="unix socket to answer on")
@@ -320,12 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--owner", help="USER[:GROUP] of the socket")
     parser.add_argument("--parent-fd", type=int, help="exit when this descriptor reads EOF")
     options = parser.parse_args(arguments)
-    _log_to_stderr()
-    stop, stopper = socket.socketpair()
-    stopper.setblocking(False)
-    signal.set_wakeup_fd(stopper.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)
+    log_to_stderr()
+    stop, _stopper = stopped_by_signals()
     try:
         owner = _owner(options.owner) if options.owner else None
         engine = Engine(lenient=True, memory=SwitchMemory())

@@ -100,7 +100,8 @@ def context_of(site: Site, host: Host, before: Context | None = None) -> Context
 
 def frames_of(context: Context) -> Iterator[KernelState]:
     """What does not depend on how many networks there are; nothing of a site without any."""
-    if any(tenant.networks for tenant in context.site.tenants.values()):
+    site = context.site
+    if site.closed or any(tenant.networks for tenant in site.tenants.values()):
         yield from (each.frame(context) for each in PASSES if each.frame)
 
 
@@ -110,7 +111,9 @@ def parts_of(
     """What the networks and tunnels add, or `some` of them."""
     if some is None:
         some = (*networks_of(context.site), *context.site.tunnels())
-    of_networks = [one.network for one in PASSES if one.network]
+    only_bridged = context.site.here is not None
+    passes = [one for one in PASSES if not (only_bridged and one.routed)]
+    of_networks = [one.network for one in passes if one.network]
     of_tunnels = [one.tunnel for one in PASSES if one.tunnel]
     for each in some:
         if isinstance(each, Tunnel):

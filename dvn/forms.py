@@ -74,6 +74,8 @@ def _real_path(loc: Iterable[str | int], doc: Located) -> Path_:
     path: list[str | int] = []
     here: Located | None = doc
     for step in loc:
+        if here is not None and _is_tag(step, here):
+            continue
         below = here.get(step) if here is not None else None
         if below is None:
             if (
@@ -88,6 +90,14 @@ def _real_path(loc: Iterable[str | int], doc: Located) -> Path_:
         path.append(step)
         here = below
     return tuple(path)
+
+
+def _is_tag(step: str | int, here: Located) -> bool:
+    """Whether pydantic names the member of a union here, by the value of the mapping's `type`."""
+    if not isinstance(here.value, dict) or here.get(step) is not None:
+        return False
+    kind = here.get("type")
+    return kind is not None and kind.plain() == step
 
 
 def _without_union_noise(problems: list[Problem]) -> list[Problem]:
@@ -110,10 +120,16 @@ def _words(detail: ErrorDetails, model: type[BaseModel], path: Path_) -> tuple[s
             return str(ctx["what"]), str(ctx["fix"])
         case "extra_forbidden":
             return f"`{path[-1]}` is not a known key{_of(path)}", _nearest(
-                str(path[-1]), model, path
+                str(path[-1]), model, tuple(detail["loc"])
             )
         case "missing":
-            return f"{name} is missing{_in(path)}", f"add `{path[-1]}: {_example(model, path)}`"
+            example = _example(model, tuple(detail["loc"]))
+            return f"{name} is missing{_in(path)}", f"add `{path[-1]}: {example}`"
+        case "union_tag_invalid":
+            kind, known = ctx["tag"], ctx["expected_tags"].replace("'", "").split(", ")
+            return f"`type` is {kind!r}, which is not known here", nearest(kind, known)
+        case "union_tag_not_found":
+            return f"{name} has no `type`", "say with `type` of which kind it is"
         case "int_type" | "int_parsing" | "int_from_float":
             return f"{name} must be a whole number, not {given}", "write a number without quotes"
         case "float_type" | "float_parsing":
@@ -205,6 +221,15 @@ def _model_at(model: type[BaseModel], path: Path_) -> type[BaseModel] | None:
     return models[0] if models else None
 
 
+def _tag_of(member: Any) -> Any:
+    """The one value of its `type`, by which a union tells this member from the others."""
+    if not (isinstance(member, type) and issubclass(member, BaseModel)):
+        return None
+    info = member.model_fields.get("type")
+    values = typing.get_args(info.annotation) if info is not None else ()
+    return values[0] if len(values) == 1 else None
+
+
 def _members(kind: Any) -> list[Any]:
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
@@ -215,6 +240,9 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _below(kind: Any, step: str | int) -> Any:
+    for member in _members(kind):
+        if _tag_of(member) == step:
+            return member
     for member in _members(kind):
         origin, args = typing.get_origin(member), typing.get_args(member)
         if isinstance(member, type) and issubclass(member, BaseModel):

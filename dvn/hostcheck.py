@@ -14,6 +14,7 @@ from dvn.kernel.state import Host, HostLink, table_name
 from dvn.nat.things import FIRST, LAST
 from dvn.problems import Path_, Problem
 from dvn.spec import Site
+from dvn.spec.fabric import fabric_path
 from dvn.tunnels.mtu import LEAST, whole_mtu
 
 _SHOWN = 12  # interfaces worth listing in a message
@@ -36,12 +37,29 @@ def host_problems(site: Site, host: Host) -> tuple[list[Problem], list[Problem]]
         *_foreign_routing(site, host),
         *_host_addresses(site, host),
         *_too_narrow(site, host),
+        *_narrow_here(site, host),
     ]
     return hard, [*_attachments(site, host)]
 
 
 def _others(host: Host) -> list[str]:
     return [name for name, link in host.links.items() if not link.ours and name != "lo"]
+
+
+def _narrow_here(site: Site, host: Host) -> Iterator[Problem]:
+    """The MTU of networks on many hosts comes from the file alone, the same for all of them."""
+    link = host.links.get(site.underlay.interface) if site.underlay else None
+    path = fabric_path(site)
+    if link is not None and path is not None and link.mtu < path:
+        where: Path_ = ("hosts", site.here, "underlay") if site.here else ("underlay",)
+        yield Problem(
+            "",
+            0,
+            f"{link.name} carries packets of {link.mtu} bytes, and the hosts of this site send "
+            f"each other {path}",
+            f"write `mtu: {link.mtu}` in this host's `underlay` in the site file",
+            (*where, "mtu"),
+        )
 
 
 def _missing(name: str, host: Host, path: Path_) -> Problem:
@@ -74,6 +92,15 @@ def _secrets(site: Site, host: Host) -> Iterator[Problem]:
         yield from _secret(
             host, own.private_key_file, ("underlay", "wireguard", "private_key_file")
         )
+        secret = host.secrets.get(own.private_key_file)
+        if own.public_key and secret and secret.public not in ("", own.public_key):
+            yield Problem(
+                "",
+                0,
+                f"`public_key` is not that of the key in {own.private_key_file}",
+                f"the other hosts go by it: write {secret.public}",
+                ("underlay", "wireguard", "public_key"),
+            )
     for tunnel in site.tunnels():
         if tunnel.psk_file:
             path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "psk_file")
@@ -110,6 +137,8 @@ def _attachments(site: Site, host: Host) -> Iterator[Problem]:
             yield _missing(network.vlan.uplink, host, (*path, "vlan", "uplink"))
         bridge = addresses.bridge_name(tenant, name)
         for index, port in enumerate(network.ports):
+            if port.host != site.here:
+                continue
             where = (*path, "ports", index, "interface")
             link = host.links.get(port.interface)
             if link is None:
@@ -155,7 +184,7 @@ def _devices(site: Site) -> Iterator[Device]:
         if network.rate and network.rate.outward:
             yield addresses.network_rate_name(tenant, name), None, (*path, "rate")
         for index, port in enumerate(network.ports):
-            if port.rate and port.rate.outward:
+            if port.host == site.here and port.rate and port.rate.outward:
                 device = addresses.port_rate_name(port.interface)
                 yield device, None, (*path, "ports", index, "rate")
     for tunnel in site.tunnels():
@@ -234,6 +263,8 @@ def _foreign_routing(site: Site, host: Host) -> Iterator[Problem]:
 def _host_addresses(site: Site, host: Host) -> Iterator[Problem]:
     """The kernel looks for addresses of the host itself before it looks at any rule, so a machine
     that has one would never get its answers."""
+    if site.here is not None:
+        return  # nothing is routed here
     inside = Inside(
         (f"{tenant}/{name}", prefix)
         for tenant, name, network in site.networks()

@@ -161,6 +161,10 @@ class Known:
             if isinstance(each, Tunnel):
                 if each.psk_file or each.transport == "auto":
                     raise NotByParts("a secret in a file, or a path that is measured")
+                if each.beyond:  # it follows from its network's ports
+                    networks = site.tenants[each.tenant].networks
+                    fields["networks"][each.network] = networks[each.network]
+                    continue
                 fields["tunnels"][each.name] = site.tenants[each.tenant].tunnels[each.name]
             else:
                 fields["networks"][each.name] = each.network

@@ -106,9 +106,11 @@ def networks_of(site: Site) -> tuple[NetworkOf, ...]:
 @dataclass(frozen=True)
 class Pass:
     """A feature. Each function is pure, and returns only what its own argument adds; a set of the
-    frame is grown by a set of the same name with nothing but elements."""
+    frame is grown by a set of the same name with nothing but elements. `routed`: what a network
+    adds is for its gateway host; hosts that have bridges of it only (spec/fabric.py) do without."""
 
     name: str
     frame: Callable[[Context], KernelState] | None = None
     network: Callable[[Context, NetworkOf], KernelState] | None = None
     tunnel: Callable[[Context, Tunnel], KernelState] | None = None
+    routed: bool = False

@@ -5,8 +5,11 @@ Each is strict, and says in words what is wrong and what to write instead.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -191,3 +194,24 @@ def site_name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(f"{value!r} is not the name of a site")
     return value
+
+
+def _public_key(value: Any) -> str:
+    example = "write what `wg pubkey` shows on the other host, 44 characters"
+    if not isinstance(value, str):
+        raise fault("a WireGuard public key is text", example)
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or len(value) != 44:
+        raise fault(f"{value!r} is not a WireGuard public key", example)
+    return value
+
+
+PublicKey = Annotated[str, BeforeValidator(_public_key)]
+
+
+@dataclass(frozen=True)
+class NotInFiles:
+    """Marks a field that programs set and site files may not."""

@@ -56,7 +56,7 @@ def target(site: Site, text: str, *, outer: bool = False) -> Target:
     if not interface:
         return Target(addresses.bridge_name(tenant, what))
     network = networks[tenant, what]
-    ports = [port.interface for port in network.ports]
+    ports = [port.interface for port in network.on(site.here)]
     if network.vlan and interface in (network.vlan.uplink, "uplink"):
         return Target(addresses.vlan_name(tenant, what))
     if interface not in ports:

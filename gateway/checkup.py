@@ -19,6 +19,7 @@ from dvn.problems import SpecError
 from dvn.spec import Site
 from gateway import sitefile
 from gateway.diagnose_ec2 import Account, check_account, check_gateway
+from gateway.sections import Ec2
 from gateway.sitefile import SiteFile
 
 _DMI = Path("/sys/class/dmi/id")
@@ -56,20 +57,22 @@ def cloud_findings(path: Path) -> Iterator[Finding]:
     file = sitefile.load(path)
     if file.burst is None or file.site.underlay is None:
         return
-    for name in sorted(file.burst.providers):
+    for name, config in sorted(file.burst.providers.items()):
+        if not isinstance(config, Ec2):
+            continue
         try:
-            yield from _account(file, name)
+            yield from _account(file, name, config)
         except ProviderError as error:
             yield fail(f"{name}: account", str(error), "see docs/how-to/prepare-ec2.md")
 
 
-def _account(file: SiteFile, name: str) -> Iterator[Finding]:
+def _account(file: SiteFile, name: str, config: Ec2) -> Iterator[Finding]:
     from burst.providers.ec2 import mapped
     from gateway.parts import ec2_provider
 
     assert file.burst is not None
     assert file.site.underlay is not None
-    config, underlay = file.burst.providers[name], file.site.underlay
+    underlay = file.site.underlay
     with mapped():
         client = ec2_provider(file, name).client()
         account = Account(

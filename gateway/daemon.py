@@ -18,8 +18,10 @@ from gateway.loops.books import Books
 from gateway.loops.burst import HOLD, BurstLoop
 from gateway.loops.loop import Loop
 from gateway.loops.network import NetworkLoop, NetworkView
+from gateway.mixed import MixedMode
 from gateway.parts import Joining, Parts
 from gateway.sitefile import SiteFile
+from gateway.steady import SteadyClock
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,14 +38,16 @@ class Daemon:
     def __init__(self, file: SiteFile, parts: Parts) -> None:
         self._file = file
         self._parts = parts
-        self._clock = parts.clock
         self._stopping = threading.Event()
         self._drain = False
         self._returned = False
         self._enrol_error: str | None = ""  # None: it listens
         self._store = Store.open(file.gateway.state)
+        self._clock = SteadyClock(parts.clock, parts.monotonic, self._store.latest_instant())
         self._joining: Joining | None = None
         self._forget_draining()  # it may have been killed while it returned everything
+        self.hosts = parts.hosts(file, self._clock)
+        hosts = self.hosts
         self.network = NetworkLoop(
             site=file.site,
             agent=parts.agent(file),
@@ -51,11 +55,14 @@ class Daemon:
             clock=self._clock,
             reconcile=file.gateway.reconcile,
             changed=self._wake_burst,
+            machines=(lambda _site: hosts.reports.joined().site) if hosts else lambda site: site,
         )
         interval = file.gateway.interval
         self._network_loop = Loop(
             "network", self.network.round, interval=interval, clock=self._clock
         )
+        if hosts:
+            hosts.serve(self.network.site_now, self._network_loop.wake)
         self.burst = self._make_burst()
         self._burst_loop = Loop("burst", self._round, interval=interval, clock=self._clock)
         self._first_round = threading.Event()
@@ -73,6 +80,7 @@ class Daemon:
             enrolment=lambda: self._joining.server if self._joining else None,
             enrolment_error=lambda: self._enrol_error or "",
             wake=self._wake_burst,
+            hosts=hosts,
             drift=parts.agent(file).drift,  # a connection of its own: no probe is in its way
         )
 
@@ -82,19 +90,28 @@ class Daemon:
             return None
         self._joining = self._parts.joining(self._file, self._store)
         self._store.joins.changed = self._wake_burst
-        books = Books(self._store, config.budgets, self._clock, self._network_loop.wake)
+        books = Books(
+            self._store, config.budgets, self._clock, self._network_loop.wake, config.quotas
+        )
+        providers = {name: self._parts.provider(self._file, name) for name in config.providers}
+        MixedMode(self._file, self._store).connect(providers)
         return BurstLoop(
             pools=self._file.pools,
             policy=self._file.policy,
             store=self._store,
             books=books,
             lrms=self._parts.lrms(config),
-            providers={name: self._parts.provider(self._file, name) for name in config.providers},
+            providers=providers,
+            rules=tuple(rule.rule() for rule in config.direct),
             user_data=self._joining.user_data,
             network=self._network_view,
             clock=self._clock,
             answer_timeout=self._file.gateway.answer_timeout,
+            resumed=self._clock_resumed,
         )
+
+    def _clock_resumed(self) -> datetime | None:
+        return self._clock.jumped
 
     def _network_view(self) -> NetworkView:
         view = self.network.view
@@ -103,7 +120,10 @@ class Daemon:
         return view
 
     def _listen(self) -> None:
-        """Start the enrolment server; an address that is not there yet is tried again."""
+        """Start the servers for hosts and for enrolment; an address that is not there yet is tried
+        again."""
+        if self.hosts:
+            self.hosts.listen()
         server = self._joining.server if self._joining else None
         if server is None or self._enrol_error is None:
             return
@@ -180,6 +200,8 @@ class Daemon:
             self.network.round()  # the last lease ended after the loop's last look, perhaps
         if self._joining is not None and self._joining.server is not None:
             self._joining.server.stop()
+        if self.hosts:
+            self.hosts.stop()
         self.api.stop()
         self._store.close()
         log.info("event=stopped")

@@ -2,6 +2,7 @@
 
     POST /enrol   {"token", "nonce"}              -> 200 the bundle, and a session key
     POST /report  {"stage", "ok", "detail"}       -> 204
+    POST /notice  {"ends"}                        -> 204: the provider takes the machine back
     GET  /alive                                   -> 200, or 410 when the lease is over
 
 A token is good once: it is bound to the nonce it first comes with, so that a machine whose
@@ -59,15 +60,32 @@ class TokenStore(Protocol):
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
         """What the machine says of its joining: `joined`, or a failure, `stage` then a class."""
 
+    def noticed(self, lease_id: str, ends: datetime | None, now: datetime) -> None:
+        """Its provider takes the machine back at `ends`, or (None) may do so soon."""
+
     def seen(self, lease_id: str, now: datetime) -> bool:
         """The machine lives; False when its lease does not any more."""
 
 
+_BEFORE_JOINING = frozenset(
+    {
+        "prerequisites",
+        "metadata",
+        "enrol",
+        "apply",
+        "clock",
+        "preflight",
+        "version",
+        "dns",
+    }
+)
+
+
 def failure_class(stage: str) -> FailureClass:
     """What a machine's failure at this stage of `join.sh` or `apply.py` says of the lease."""
-    if stage in ("link", "reach"):
+    if stage in ("link", "reach", "mtu"):
         return FailureClass.TUNNEL
-    if stage in ("prerequisites", "metadata", "enrol", "apply", "clock", "preflight"):
+    if stage in _BEFORE_JOINING:
         return FailureClass.BOOTSTRAP
     return FailureClass.JOIN
 
@@ -113,10 +131,12 @@ class Enrolment:
                     return self._enrol(body, peer)
                 case "POST", "/report":
                     return self._report(bearer, body, peer)
+                case "POST", "/notice":
+                    return self._notice(bearer, body)
                 case "GET", "/alive":
                     return self._alive(bearer)
                 case _:
-                    raise RequestError(404, "there is only /enrol, /report and /alive")
+                    raise RequestError(404, "there is only /enrol, /report, /notice and /alive")
         except RequestError as error:
             if error.status == 403:
                 self.refusals += 1
@@ -167,6 +187,19 @@ class Enrolment:
             logging.INFO if ok else logging.WARNING,
             "lease %s: %s %s %s", lease_id, stage, "ok" if ok else "failed", printable[-200:],
         )  # fmt: skip
+        return Answer(204)
+
+    def _notice(self, bearer: str, body: Mapping[str, Any]) -> Answer:
+        lease_id = self._session(bearer)
+        ends, now = body.get("ends"), self._clock()
+        try:
+            when = None if ends in (None, "") else datetime.fromisoformat(str(ends))
+        except ValueError as error:
+            raise RequestError(400, "ends: an instant as ISO 8601 has it is needed") from error
+        if when is not None and when.tzinfo is None:
+            raise RequestError(400, "ends: an instant with its time zone is needed")
+        log.warning("lease %s: its provider takes it back %s", lease_id, when or "perhaps soon")
+        self._store.noticed(lease_id, when, now)
         return Answer(204)
 
     def _alive(self, bearer: str) -> Answer:

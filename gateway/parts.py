@@ -6,20 +6,26 @@ thread that uses them first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from burst.lrms.base import Lrms
 from burst.model import Lease
+from burst.money.prices import PriceFileError, Pricing, read_price_file
 from burst.providers.base import Misconfigured, Provider
 from gateway.enrol import EnrolServer
-from gateway.loops.lending import LazyProvider
+from gateway.hosts.keeper import HostKeeper, make_hosts
+from gateway.hypervisors import Libvirt
+from gateway.loops.lending import LazyProvider, Switch
 from gateway.loops.network import Agent
-from gateway.sections import BurstConfig
+from gateway.sections import BurstConfig, Ec2
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.tls import TlsIdentity
@@ -27,6 +33,7 @@ from gateway.tokens import SiteSecret, token_hash
 
 if TYPE_CHECKING:
     from burst.providers.ec2 import Ec2Provider
+    from burst.providers.libvirt import LibvirtProvider
 
 
 def utc_now() -> datetime:
@@ -41,7 +48,9 @@ class Parts:
     lrms: Callable[[BurstConfig], Lrms]
     provider: Callable[[SiteFile, str], Provider]
     joining: Callable[[SiteFile, Store], Joining]
+    hosts: Callable[[SiteFile, Callable[[], datetime]], HostKeeper | None] = make_hosts
     clock: Callable[[], datetime] = utc_now
+    monotonic: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,77 @@ def _agent(file: SiteFile) -> Agent:
     return AgentClient(file.gateway.agent_socket)
 
 
-def _lrms(_config: BurstConfig) -> Lrms:
-    from burst.lrms.slurm import Slurm
+def _lrms(config: BurstConfig) -> Lrms:
+    from gateway.batch_parts import make_lrms
 
-    return Slurm(clock=utc_now)
+    return make_lrms(config)
 
 
 def _provider(file: SiteFile, name: str) -> Provider:
     if file.burst is None:
         raise KeyError(name)
-    return LazyProvider(name, lambda: ec2_provider(file, name))
+    config = file.burst.providers[name]
+    pricing = partial(pricing_of, file, name)
+    if isinstance(config, Libvirt):
+        switch = Switch()
+        made = LazyProvider(name, lambda: libvirt_provider(file, name, config, switch), pricing)
+        made.switch = switch if config.mixed else None
+        return made
+    return LazyProvider(name, lambda: ec2_provider(file, name), pricing)
+
+
+def pricing_of(file: SiteFile, name: str) -> Pricing:
+    """How the site prices a provider's machines. Raises `Misconfigured` for a wrong price file."""
+    assert file.burst is not None
+    quota = any(name in providers for providers in file.burst.quotas.values())
+    path = file.burst.price_files.get(name)
+    if path is None:
+        return Pricing(quota)
+    try:
+        return Pricing(quota, read_price_file(Path(path).read_text(encoding="utf-8"), path))
+    except OSError as error:
+        raise Misconfigured(f"price file {path}: {error.strerror}") from error
+    except (PriceFileError, UnicodeDecodeError) as error:
+        raise Misconfigured(str(error)) from error
+
+
+def libvirt_provider(
+    file: SiteFile, name: str, config: Libvirt, on: Callable[[], bool]
+) -> Provider:
+    """The hypervisor; with `mixed` its cores are shared with the batch system, if `on` says so."""
+    inner = _hypervisor(file, name, config)
+    if config.mixed is None:
+        return inner
+    from burst.lrms.slurm import run
+    from burst.mixed.provider import MixedProvider
+    from burst.mixed.slurm import SlurmShare
+    from burst.mixed.weights import Balance
+
+    balance = Balance(config.mixed.weights(), config.uri, run)
+    return MixedProvider(inner, SlurmShare(config.mixed.node), on, balance)
+
+
+def _hypervisor(file: SiteFile, name: str, config: Libvirt) -> LibvirtProvider:
+    from burst.providers.libvirt import LibvirtProvider
+    from burst.providers.libvirt_domain import LibvirtConfig
+
+    return LibvirtProvider(
+        name,
+        LibvirtConfig(
+            uri=config.uri,
+            site=file.site.site,
+            images={key: image.image() for key, image in config.images.items()},
+            types={key: kind.flavour() for key, kind in config.types.items()},
+            storage=config.storage,
+            cores=config.cores,
+            memory_mb=config.memory,
+            reserve_cores=config.reserve_cores,
+            reserve_memory_mb=config.reserve_memory,
+            virtualization=config.virtualization,
+            mtu=config.mtu,
+        ),
+        clock=utc_now,
+    )
 
 
 def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
@@ -79,6 +149,7 @@ def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
 
     assert file.burst is not None
     config = file.burst.providers[name]
+    assert isinstance(config, Ec2)
     if config.credentials is not None and not Path(config.credentials).is_file():
         raise Misconfigured(f"provider {name}: there is no credentials file {config.credentials}")
     pools = (pool for pool in file.burst.pools.values() if pool.provider == name)
@@ -95,6 +166,9 @@ def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
             profile=config.profile,
             endpoint=config.endpoint,
             prices=config.prices,
+            rate=_rate(file.burst, config.currency),
+            on_demand=config.spot != "only",
+            spot=config.spot != "no",
             public_address=config.public_address,
             key_name=config.key_name,
             read_timeout=file.gateway.answer_timeout,
@@ -102,25 +176,22 @@ def ec2_provider(file: SiteFile, name: str) -> Ec2Provider:
     )
 
 
+def _rate(burst: BurstConfig, currency: str) -> Decimal:
+    return Decimal(1) if currency == burst.currency else burst.exchange[currency]
+
+
 def _joining(file: SiteFile, store: Store) -> Joining:
-    from burst.join.bundle import Bundle, BundleError, Mount
-    from burst.join.slurm import SlurmJoin
-    from burst.join.userdata import JoinGateway, user_data
+    from burst.join.bundle import Bundle, BundleError
+    from burst.join.userdata import TUNNEL_MTU, JoinGateway, user_data
+    from gateway.batch_parts import make_recipe
 
     burst, gateway, underlay = file.burst, file.gateway, file.site.underlay
     assert burst is not None
     assert underlay is not None, "the site file's checks see to it"
-    lrms = burst.lrms
-    slurm = SlurmJoin(
-        munge_key=Path(lrms.munge_key),
-        slurm_conf=Path(lrms.slurm_conf),
-        job_users=lrms.job_users,
-        mounts=tuple(Mount.parse(text) for text in lrms.mounts),
-        hosts=lrms.hosts,
-        install=lrms.install,
-    )
+    recipe = make_recipe(burst, TUNNEL_MTU)
     public = str(underlay.outside(4))
-    bind = str(gateway.enrol.address or underlay.of(4))
+    inside = any(isinstance(config, Libvirt) for config in burst.providers.values())
+    bind = str(gateway.enrol.address or ("0.0.0.0" if inside else underlay.of(4)))
     directory = gateway.state_directory
     secret = SiteSecret.load_or_create(directory)
     identity = TlsIdentity.load_or_create(directory, public, utc_now())
@@ -130,7 +201,7 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         if lease is None or lease.pool not in burst.pools:
             raise BundleError(f"lease {lease_id} has no pool in the site file any more")
         pool = burst.pools[lease.pool]
-        return slurm.bundle(lease, features=(pool.partition, *pool.features))
+        return recipe.bundle(lease, features=(pool.partition, *pool.features))
 
     def make_user_data(lease: Lease) -> str:
         token = secret.token(lease.id)
@@ -138,9 +209,14 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         network = file.site.network(lease.tenant, lease.network)
         inner = ip_address(lease.address)
         length = next(prefix.prefixlen for prefix in network.prefix if inner in prefix)
-        host = f"[{public}]" if ":" in public else public
+        # A hypervisor's machine is in the network itself, and meets the gateway there.
+        attached = isinstance(burst.providers.get(lease.provider), Libvirt)
+        here = [str(gate.ip) for gate in network.gateways() if inner in gate.network]
+        address = here[0] if attached else public
+        host = f"[{address}]" if ":" in address else address
         told = JoinGateway(
-            address=public,
+            address=address,
+            attached=attached,
             enrol_url=f"https://{host}:{gateway.enrol.port}",
             pin=identity.pin,
             prefix_length=length,

@@ -5,18 +5,21 @@ What one value can say is checked here; what needs two of them in `sitefile.py`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
-from burst.join.bundle import BundleError, Mount
 from burst.model import Policy, Pool
+from burst.money.limits import Limit, since
 from dvn.forms import Model, fault
-from dvn.values import AddressField, Name, in_range, one_or_more
+from dvn.values import AddressField, Name, in_range
+from gateway.batch import LrmsConfig, Names, Port
+from gateway.hypervisors import Count, DirectConfig, Libvirt, some
 from gateway.units import AbsolutePath, Addresses, Duration, Money, SocketPath
 
 DEFAULT_SOCKET = "/run/dvn/gateway.sock"
@@ -48,25 +51,16 @@ def _mode(value: Any) -> int:
     return mode
 
 
-def _some(value: Any) -> Any:
-    if not value:
-        raise fault("there is nothing in it", "name at least one")
+def _currency(value: str) -> str:
+    if not re.fullmatch("[A-Z]{3}", value):
+        raise fault(f"{value!r} is not a currency", "write its ISO 4217 code, such as EUR")
     return value
 
 
-def _mounts(value: tuple[str, ...]) -> tuple[str, ...]:
-    for text in value:
-        try:
-            Mount.parse(text)
-        except BundleError as error:
-            raise fault(str(error)) from None
-    return value
+Currency = Annotated[str, AfterValidator(_currency)]
 
 
-Port = Annotated[int, AfterValidator(in_range("port", 1, 65535))]
-Count = Annotated[int, AfterValidator(in_range("number", 1, 10_000))]
-Names = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
-SomeNames = Annotated[Names, AfterValidator(_some)]
+SomeNames = Annotated[Names, AfterValidator(some)]
 
 
 class Enrol(Model):
@@ -83,6 +77,16 @@ class Enrol(Model):
     """How often a machine asks whether it is still wanted."""
     watchdog: Duration = timedelta(minutes=15)
     """A machine that hears nothing for so long powers itself off, its jobs with it."""
+
+
+class HostsListen(Model):
+    """Where the site's other hosts come for their part of the site. They are told the underlay's
+    public address where the gateway is behind NAT."""
+
+    address: AddressField | None = None
+    """On which to listen; the underlay's unless given."""
+    port: Port = 8444
+    """TCP port."""
 
 
 class GatewayConfig(Model):
@@ -113,6 +117,8 @@ class GatewayConfig(Model):
     """The history of ended leases."""
     enrol: Enrol = Enrol()
     """Where and how borrowed machines come for what they need."""
+    hosts: HostsListen = HostsListen()
+    """Where the agents of `hosts` ask."""
 
     @property
     def state_directory(self) -> Path:
@@ -121,25 +127,6 @@ class GatewayConfig(Model):
         if self.state.startswith("sqlite:///"):
             return Path(self.state.removeprefix("sqlite:///").partition("?")[0]).parent
         return Path("/var/lib/dvn")
-
-
-class SlurmConfig(Model):
-    """Slurm, and what a borrowed machine needs to be a node of it."""
-
-    type: Literal["slurm"]
-    """Which batch system."""
-    munge_key: AbsolutePath
-    """The site's munge key, or a copy that `gateway.user` may read."""
-    slurm_conf: AbsolutePath
-    """The site's slurm.conf; cgroup.conf and the like beside it are sent along."""
-    job_users: Names = ()
-    """Accounts that machines get, with the numbers they have on this host."""
-    mounts: Annotated[Names, AfterValidator(_mounts)] = ()
-    """What machines mount, each as a line of fstab(5): `SERVER:/path /path nfs4 [OPTIONS]`."""
-    hosts: dict[str, str] = Field(default_factory=dict)
-    """More names for the machines' /etc/hosts, each with its address."""
-    install: str = ""
-    """A shell line that machines run when slurmd or munged is not in the image."""
 
 
 class Ec2(Model):
@@ -162,11 +149,19 @@ class Ec2(Model):
     profile: str = "default"
     """The section of the credentials file."""
     prices: dict[str, Money] = Field(default_factory=dict)
-    """For an hour of each type; those not given are asked of AWS's price list."""
+    """For an hour of each type on demand, in the site's currency; those not given are asked of
+    AWS's price list."""
+    currency: Currency = "USD"
+    """Of its price list and of its spot prices."""
+    spot: Literal["no", "also", "only"] = "no"
+    """Whether spot machines are rented: they are cheaper, and may be taken back."""
     public_address: bool = True
     """Whether EC2 gives each machine a public address."""
     key_name: str = ""
     """An EC2 key pair for logging in by ssh; none unless given."""
+
+
+ProviderConfig = Annotated[Ec2 | Libvirt, Field(discriminator="type")]
 
 
 class PoolConfig(Model):
@@ -196,6 +191,24 @@ class PoolConfig(Model):
     """Addresses of the network that machines may take."""
     features: Names = ()
     """Features a job may ask of a node and find on these machines."""
+    not_users: Names = ()
+    """Whose jobs never go."""
+    not_accounts: Names = ()
+    """Jobs of which accounts never go."""
+    opt_in: Names = ()
+    """If given, only jobs go that bear one of these words as a feature or in their comment."""
+    opt_out: Names = ()
+    """Jobs that bear one of these words stay."""
+    resources: Names = ()
+    """Generic resources and licences that these machines have: a job that needs others stays."""
+    max_nodes: Count = 1
+    """Jobs for up to so many machines at once may go; they get all of them or none."""
+    spares: Annotated[int, AfterValidator(in_range("number", 0, 10_000))] = 0
+    """Machines kept ready beyond what the queue asks for."""
+    rank: Annotated[int, AfterValidator(in_range("number", 0, 1000))] = 0
+    """Of a tenant's pools those of a lower rank come first, at any price."""
+    data_cost: Money = Decimal(0)
+    """What moving data adds to an hour of a machine, when pools are compared."""
     transport: Literal["plain"] = "plain"
     """How tunnel packets travel: `plain` is not encrypted."""
 
@@ -205,9 +218,23 @@ class PoolConfig(Model):
             **{
                 field.name: getattr(self, field.name)
                 for field in fields(Pool)
-                if field.name != "name"
+                if field.name not in ("name", "unit")  # the unit is the provider's
             },
         )
+
+
+class PeriodConfig(Model):
+    """A limit for one more period."""
+
+    limit: Money
+    """The most that may be spent and reserved in one period."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
+    period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
+
+    def as_limit(self) -> Limit:
+        return Limit(self.limit, self.period, self.soft)
 
 
 class BudgetConfig(Model):
@@ -215,23 +242,34 @@ class BudgetConfig(Model):
 
     limit: Money
     """The most that may be spent and reserved in one period."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
     period: Literal["day", "week", "month", "year", "ever"] = "month"
     """By the calendar, in UTC; a week begins on Monday."""
+    also: tuple[PeriodConfig, ...] = ()
+    """More limits that hold at the same time: so much a month, and of it so much a day."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        own = Limit(self.limit, self.period, self.soft)
+        return (own, *(one.as_limit() for one in self.also))
 
     def since(self, now: datetime) -> datetime:
         """The start of the period that `now` is in."""
-        day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        match self.period:
-            case "day":
-                return day
-            case "week":  # ISO 8601: from Monday
-                return day - timedelta(days=day.weekday())
-            case "month":
-                return day.replace(day=1)
-            case "year":
-                return day.replace(month=1, day=1)
-            case "ever":
-                return datetime(1970, 1, 1, tzinfo=UTC)
+        return since(self.period, now)
+
+
+class QuotaConfig(Model):
+    """What a tenant may take of one provider, in core-hours instead of money."""
+
+    core_hours: Money
+    """The most that may be used and reserved in one period: cores of machines, times hours."""
+    soft: Money | None = None
+    """From here on nothing new is rented but for a flash request."""
+    period: Literal["day", "week", "month", "year", "ever"] = "month"
+    """By the calendar, in UTC; a week begins on Monday."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit(self.core_hours, self.period, self.soft),)
 
 
 def _policy_field(kind: Any) -> Any:
@@ -239,6 +277,8 @@ def _policy_field(kind: Any) -> Any:
         return Duration
     if kind is Decimal:
         return Money
+    if kind is bool:
+        return bool
     return Annotated[int, AfterValidator(in_range("number", 1, 1_000_000))]
 
 
@@ -253,14 +293,26 @@ PolicyConfig: type[Model] = create_model("PolicyConfig", __base__=Model, **_POLI
 class BurstConfig(Model):
     """Borrowed machines. Leave the whole section out on a site that only has networks."""
 
-    lrms: SlurmConfig
+    lrms: LrmsConfig
     """The batch system."""
-    providers: Annotated[dict[Name, Ec2], AfterValidator(_some)]
+    providers: Annotated[dict[Name, ProviderConfig], AfterValidator(some)]
     """Where machines come from, by name."""
-    pools: Annotated[dict[Name, PoolConfig], AfterValidator(_some)]
+    pools: Annotated[dict[Name, PoolConfig], AfterValidator(some)]
     """Which jobs may go to which machines, by name."""
+    currency: Currency = "USD"
+    """Of all budgets, prices and costs, as ISO 4217 writes it."""
+    exchange: dict[Currency, Money] = Field(default_factory=dict)
+    """What one unit of another currency costs in the site's: `{USD: 0.92}`."""
+    price_files: dict[Name, AbsolutePath] = Field(default_factory=dict)
+    """CSV files of prices in the site's currency, by provider; the first line names the columns:
+    `type,price_per_hour[,zone][,spot]`."""
+    direct: tuple[DirectConfig, ...] = ()
+    """Which jobs run on bare metal and which in machines; where there is room unless given."""
     budgets: dict[Name, BudgetConfig] = Field(default_factory=dict)
     """Money by tenant. A tenant without a budget borrows nothing that costs."""
+    quotas: dict[Name, dict[Name, QuotaConfig]] = Field(default_factory=dict)
+    """Core-hours by tenant and provider. Machines of a provider named here cost core-hours, not
+    money, and a tenant without a quota there borrows none."""
     policy: PolicyConfig = PolicyConfig()
     """The numbers of a decision."""
 

@@ -105,7 +105,9 @@ def prepare_directories(file: SiteFile) -> None:
     sockets = {Path(config.socket).parent: 0o755, Path(config.agent_socket).parent: 0o755}
     for path, mode in (sockets | {config.state_directory: 0o700}).items():
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=mode)
+            if not path.exists():
+                path.mkdir(parents=True, exist_ok=True)
+                path.chmod(mode)  # whatever our umask is
             if owner is None:
                 continue
             if path in _SHARED:

@@ -6,16 +6,20 @@ Every problem of the file is found in one reading, each with file, line and how 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
 
 from burst.model import Policy, Pool
+from burst.money.prices import CORE_HOURS
 from dvn import located, spec
 from dvn.forms import nearest, validate
 from dvn.located import Located, Path_, Problem, SpecError
 from dvn.spec import Site
 from dvn.values import Address
+from gateway.batch import LsfConfig
+from gateway.hypervisors import Libvirt
 from gateway.sections import BurstConfig, GatewayConfig, PoolConfig, policy_of
 
 FOREIGN = ("gateway", "burst")
@@ -34,7 +38,11 @@ class SiteFile:
     def pools(self) -> tuple[Pool, ...]:
         if self.burst is None:
             return ()
-        return tuple(config.pool(name) for name, config in sorted(self.burst.pools.items()))
+        quotas = {provider for of in self.burst.quotas.values() for provider in of}
+        return tuple(
+            replace(config.pool(name), unit=CORE_HOURS if config.provider in quotas else "")
+            for name, config in sorted(self.burst.pools.items())
+        )
 
     @property
     def policy(self) -> Policy:
@@ -66,7 +74,8 @@ def parse(doc: Located, path: Path) -> SiteFile:
     except SpecError as error:
         problems += error.problems
     if site is not None and burst is not None:
-        problems += [problem.placed(doc) for problem in _conflicts(site, burst)]
+        enrol = (gateway or GatewayConfig()).enrol.port
+        problems += [problem.placed(doc) for problem in _conflicts(site, burst, enrol)]
     if problems or site is None or gateway is None:
         raise SpecError(problems)
     return SiteFile(path, _reserved(site, burst), gateway, burst)
@@ -83,7 +92,7 @@ def _reserved(site: Site, burst: BurstConfig | None) -> Site:
     return site.with_reserved(taken)
 
 
-def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
+def _conflicts(site: Site, burst: BurstConfig, port: int) -> Iterator[Problem]:
     """What is wrong between values that are right by themselves."""
     if site.underlay is None:
         yield _problem(
@@ -99,15 +108,12 @@ def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
         )
     for name, pool in burst.pools.items():
         yield from _pool_conflicts(site, burst, name, pool)
+    for name, provider in burst.providers.items():
+        if isinstance(provider, Libvirt):
+            yield from _hypervisor_conflicts(burst, name, provider)
+            yield from _unreachable_enrolment(site, burst, name, port)
     yield from _shared(burst)
-    for tenant in burst.budgets:
-        if tenant not in site.tenants:
-            yield _problem(
-                f"a budget for tenant `{tenant}`, which is not declared",
-                nearest(tenant, site.tenants),
-                "budgets",
-                tenant,
-            )
+    yield from _money_conflicts(site, burst)
     policy = policy_of(burst)
     if policy.backoff_first > policy.backoff_limit:
         yield _problem(
@@ -116,6 +122,86 @@ def _conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
             "policy",
             "backoff_first",
         )
+
+
+def _hypervisor_conflicts(burst: BurstConfig, name: str, provider: Libvirt) -> Iterator[Problem]:
+    """Types of images that are not there, and pools that ask for types that are not there."""
+    for kind, flavour in provider.types.items():
+        if flavour.image not in provider.images:
+            what = f"there is no image `{flavour.image}`"
+            fix = nearest(flavour.image, provider.images)
+            yield _problem(what, fix, "providers", name, "types", kind, "image")
+    for pool_name, pool in burst.pools.items():
+        missing = [kind for kind in pool.types if kind not in provider.types]
+        if pool.provider == name and missing:
+            what = f"provider `{name}` has no type `{missing[0]}`"
+            yield _problem(what, nearest(missing[0], provider.types), "pools", pool_name, "types")
+
+
+def _money_conflicts(site: Site, burst: BurstConfig) -> Iterator[Problem]:
+    for tenant in burst.budgets:
+        if tenant not in site.tenants:
+            yield _problem(
+                f"a budget for tenant `{tenant}`, which is not declared",
+                nearest(tenant, site.tenants),
+                "budgets",
+                tenant,
+            )
+    for tenant, quotas in burst.quotas.items():
+        if tenant not in site.tenants:
+            fix = nearest(tenant, site.tenants)
+            what = f"a quota for tenant `{tenant}`, which is not declared"
+            yield _problem(what, fix, "quotas", tenant)
+        for provider, quota in quotas.items():
+            if provider not in burst.providers:
+                fix = nearest(provider, burst.providers)
+                what = f"there is no provider `{provider}`"
+                yield _problem(what, fix, "quotas", tenant, provider)
+            yield from _soft_above(quota.soft, quota.core_hours, "quotas", tenant, provider)
+    for tenant, budget in burst.budgets.items():
+        yield from _soft_above(budget.soft, budget.limit, "budgets", tenant)
+        for number, one in enumerate(budget.also):
+            yield from _soft_above(one.soft, one.limit, "budgets", tenant, "also", number)
+            earlier = {limit.period for limit in budget.limits()[: number + 1]}
+            if one.period in earlier:
+                what = f"tenant `{tenant}` has two budgets for each {one.period}"
+                yield _problem(what, "keep one of them", "budgets", tenant, "also", number)
+    for provider in burst.price_files:
+        if provider not in burst.providers:
+            fix = nearest(provider, burst.providers)
+            yield _problem(f"there is no provider `{provider}`", fix, "price_files", provider)
+    for name, config in burst.providers.items():
+        currency = getattr(config, "currency", burst.currency)
+        if currency != burst.currency and not burst.exchange.get(currency):
+            yield _problem(
+                f"provider `{name}` charges {currency}, and the site counts {burst.currency}",
+                f"add `exchange: {{{currency}: ...}}`: what one {currency} costs",
+                "providers",
+                name,
+            )
+
+
+def _soft_above(soft: Decimal | None, hard: Decimal, *path: str | int) -> Iterator[Problem]:
+    if soft is not None and soft > hard:
+        what = f"the soft limit {soft} is above the hard one, {hard}"
+        yield _problem(what, "make it smaller", *path, "soft")
+
+
+def _unreachable_enrolment(
+    site: Site, burst: BurstConfig, name: str, port: int
+) -> Iterator[Problem]:
+    """A hypervisor's machines meet the gateway inside their network, which is closed by default."""
+    for pool_name, pool in burst.pools.items():
+        tenant = site.tenants.get(pool.tenant)
+        network = tenant.networks.get(pool.network) if tenant else None
+        if pool.provider == name and network and f"tcp/{port}" not in network.services:
+            yield _problem(
+                f"machines of provider `{name}` cannot enrol from network `{pool.network}`",
+                f"let them reach the gateway there: `services: [tcp/{port}]` in the network",
+                "pools",
+                pool_name,
+                "network",
+            )
 
 
 def _pool_conflicts(
@@ -138,6 +224,13 @@ def _pool_conflicts(
             "add addresses, or lend fewer machines",
             *at,
             "max_machines",
+        )
+    if isinstance(burst.lrms, LsfConfig) and len(pool.from_partitions) != 1:
+        yield _problem(
+            f"jobs of {len(pool.from_partitions)} queues: LSF does not tell where to return one",
+            "name one queue, and make a pool for each of the others",
+            *at,
+            "from",
         )
     tenant = site.tenants.get(pool.tenant)
     if tenant is None:
@@ -207,6 +300,6 @@ def _shared(burst: BurstConfig) -> Iterator[Problem]:
             taken.setdefault((pool.tenant, pool.network, address), name)
 
 
-def _problem(what: str, fix: str, *path: str) -> Problem:
+def _problem(what: str, fix: str, *path: str | int) -> Problem:
     place: Path_ = ("burst", *path)
     return Problem("", 0, what, fix, place)

@@ -8,21 +8,17 @@ a restarted daemon must keep the pin that machines now booting were given.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
 import ssl
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from dvn.hosts.pinning import pin_of
 from gateway.tokens import create_private
 
 _FILE = "enrol.pem"
 _LIFETIME = timedelta(days=3650)  # nobody looks at it: the pin decides
-# How a P-256 SubjectPublicKeyInfo begins in DER (RFC 5480, section 2.1.1.1); the point follows.
-_SPKI_HEAD = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
-_SPKI_LENGTH = 91
 
 
 class TlsError(Exception):
@@ -101,11 +97,10 @@ def _pin(path: Path, text: str) -> str:
         der = ssl.PEM_cert_to_DER_cert(text[begin:].strip()) if begin >= 0 else b""
     except ValueError as error:
         raise TlsError(_damaged(path, str(error))) from error
-    start = der.find(_SPKI_HEAD)
-    if start < 0:
+    pin = pin_of(der)
+    if pin is None:
         raise TlsError(_damaged(path, "no certificate with a P-256 key in it"))
-    spki = der[start : start + _SPKI_LENGTH]
-    return "sha256//" + base64.b64encode(hashlib.sha256(spki).digest()).decode()
+    return pin
 
 
 def _damaged(path: Path, why: str) -> str:

@@ -68,6 +68,15 @@ class SiteSecret:
         """The lease a genuine session key is for; None for anything else. Constant time."""
         return self._verify("session", text)
 
+    def host_token(self, host: str, invitation: int) -> str:
+        """What a hypervisor shows with every request (gateway/hosts)."""
+        return self._sign("host", f"{host}.{invitation}")
+
+    def host_of_token(self, text: str) -> tuple[str, int] | None:
+        """(host, invitation) of a genuine token of a host; None for anything else."""
+        name, _, number = (self._verify("host", text) or "").rpartition(".")
+        return (name, int(number)) if name else None
+
     def _sign(self, purpose: str, lease_id: str) -> str:
         mac = hmac.new(self._key, f"{purpose}\0{lease_id}".encode(), hashlib.sha256)
         return f"{lease_id}.{mac.hexdigest()}"

@@ -24,7 +24,7 @@ ONLY_IN = {
     "boto3": {"burst", "lab"},
     "botocore": {"burst", "lab"},
     "pyroute2": {"dvn", "lab"},
-    "sqlalchemy": {"gateway"},
+    "sqlalchemy": {"gateway", "lab"},
     "alembic": {"gateway"},
     "fastapi": {"gateway"},
     "uvicorn": {"gateway"},
@@ -33,6 +33,8 @@ ONLY_IN = {
     "werkzeug": {"lab"},
     "scapy": {"lab"},
     "matplotlib": {"lab"},
+    "libvirt": {"burst", "dvn"},
+    "pycdlib": {"burst"},
 }
 
 

@@ -11,9 +11,12 @@ import base64
 import contextlib
 import json
 import os
+import pwd
+import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "# dvn begin: lines of the farm", "# dvn end"
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h; the socket module has no names for them
 CLOCK_LIMIT_S = 60  # munge refuses credentials 300 s apart, and clocks drift on
 
 
@@ -42,6 +46,7 @@ def main(run: str, root: str, log: str) -> int:
     try:
         clock(bundle)
         preflight(bundle, log)
+        versions(bundle)
         with stage("users"):
             accounts(root + "/etc/group", bundle["groups"], group_line)
             accounts(root + "/etc/passwd", bundle["users"], user_line)
@@ -53,7 +58,11 @@ def main(run: str, root: str, log: str) -> int:
                 os.chown(directory, *numbers(root, each["owner"]))
             for each in bundle["files"]:
                 put(root, each)
+        if not root:
+            numbers_agree(bundle)
+            names(bundle)
         reach(bundle)
+        path_mtu(bundle)
         for each in bundle["mounts"]:
             mount(root, each, log)
         for each in bundle["commands"]:
@@ -92,6 +101,103 @@ def preflight(bundle: Mapping[str, Any], log: str) -> None:
     lacking = [f"{each['name']} (package {each['package']})" for each in missing()]
     if lacking:
         raise Failed("preflight", "the image lacks " + ", ".join(lacking))
+
+
+def versions(bundle: Mapping[str, Any]) -> None:
+    """A slurmd of the wrong version joins, and then cannot read what slurmctld sends."""
+    for each in bundle["versions"]:
+        try:
+            done = subprocess.run(
+                each["argv"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+                check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Failed("version", f"{each['argv'][0]}: {error}") from error
+        found = re.search(r"(\d+)\.(\d+)", done.stdout + done.stderr)
+        if not found:
+            raise Failed("version", f"{' '.join(each['argv'])}: says no version")
+        have = [int(found[1]), int(found[2])]
+        if not each["least"] <= have <= each["most"]:
+            least, most = ("{}.{:02}".format(*each[bound]) for bound in ("least", "most"))
+            raise Failed(
+                "version",
+                f"{each['name']} of this image is {found[0]}; {each['why']}: {least} to {most}",
+            )
+
+
+def numbers_agree(bundle: Mapping[str, Any]) -> None:
+    """The image may ask a directory of its own before its files."""
+    for each in bundle["users"]:
+        try:
+            uid = pwd.getpwnam(each["name"]).pw_uid
+        except KeyError:
+            uid = None
+        if uid != each["uid"]:
+            raise Failed(
+                "users",
+                f"user {each['name']} is {uid} to this image's name service (nsswitch.conf), "
+                f"but {each['uid']} in the farm",
+            )
+
+
+def names(bundle: Mapping[str, Any]) -> None:
+    for each in bundle["names"]:
+        try:
+            found = {entry[4][0] for entry in socket.getaddrinfo(each["name"], None)}
+        except OSError as error:
+            raise Failed("dns", f"{each['name']} cannot be resolved: {error}") from error
+        if each["address"] not in found:
+            raise Failed(
+                "dns",
+                f"{each['name']} is {', '.join(sorted(map(str, found)))} to this image, and must "
+                f"be {each['address']}: its resolver does not read /etc/hosts first; see "
+                "/etc/nsswitch.conf",
+            )
+
+
+def path_mtu(bundle: Mapping[str, Any]) -> None:
+    """Whether packets as large as the tunnel says pass, when small ones do. Who answers no ping
+    at all proves nothing."""
+    size = bundle["mtu"]
+    if not size or not bundle["reach"]:
+        return
+    address = bundle["reach"][0]["address"]
+    try:
+        if not echoed(address, 64) or any(echoed(address, size) for _ in range(3)):
+            return
+    except OSError:
+        return  # EMSGSIZE: the path is narrower and says so, which is all that TCP needs
+    raise Failed(
+        "mtu",
+        f"packets of {size} bytes do not pass through the tunnel to {address}, small ones do: "
+        "a path below 1500 bytes whose ICMP is dropped (RFC 2923); see the tunnel's mtu",
+    )
+
+
+def echoed(address: str, size: int) -> bool:
+    """Whether an ICMP echo request of `size` bytes (with IP header) that may not be fragmented is
+    answered (RFC 792). Raises EMSGSIZE if the path is known to be too narrow."""
+    token = os.urandom(8)
+    data = token + bytes(size - 28 - len(token))
+    head = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, 1)
+    whole = head + data + bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(whole) // 2}H", whole))
+    total = (total >> 16) + (total & 0xFFFF)
+    checksum = ~(total + (total >> 16)) & 0xFFFF
+    packet = head[:2] + struct.pack("!H", checksum) + head[4:] + data
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        raw.sendto(packet, (address, 0))
+        limit = time.monotonic() + 2
+        while (left := limit - time.monotonic()) > 0:
+            raw.settimeout(left)
+            try:
+                answer = raw.recv(size + 60)
+            except TimeoutError:
+                return False
+            if answer[20] == 0 and token in answer:
+                return True
+    return False
 
 
 def user_line(each: Mapping[str, Any], _old: list[str] | None) -> str:

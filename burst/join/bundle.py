@@ -75,6 +75,17 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """A program whose version must be within `least` and `most`, each as (major, minor)."""
+
+    name: str
+    argv: tuple[str, ...]  # its output holds MAJOR.MINOR
+    least: tuple[int, int]
+    most: tuple[int, int]
+    why: str  # for people: what it must fit
+
+
+@dataclass(frozen=True, slots=True)
 class Mount:
     source: str
     target: str
@@ -117,8 +128,11 @@ class Bundle:
     users: tuple[User, ...] = ()
     directories: tuple[Directory, ...] = ()
     files: tuple[File, ...] = ()
+    versions: tuple[Version, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()  # name and address that must agree on the machine
     reach: tuple[Reach, ...] = ()
     reach_timeout: timedelta = timedelta(minutes=10)
+    mtu: int = 0  # of the tunnel: packets of this size must pass to `reach`; 0: untried
     mounts: tuple[Mount, ...] = ()
     commands: tuple[Command, ...] = ()
     memory_mb: int = 0  # "{memory_mb}" in an argument: the lesser of this and what the machine has
@@ -160,6 +174,18 @@ class Bundle:
                 }
                 for f in self.files
             ],
+            "versions": [
+                {
+                    "name": v.name,
+                    "argv": list(v.argv),
+                    "least": list(v.least),
+                    "most": list(v.most),
+                    "why": v.why,
+                }
+                for v in self.versions
+            ],
+            "names": [{"name": name, "address": address} for name, address in self.names],
+            "mtu": self.mtu,
             "reach": [{"name": r.name, "address": r.address, "port": r.port} for r in self.reach],
             "reach_timeout": self.reach_timeout.total_seconds(),
             "mounts": [

@@ -63,6 +63,31 @@ watchdog() {
     done
 }
 
+# A spot machine is told two minutes before that it will be taken back, and at times earlier that it
+# may be. The gateway then takes the jobs off it in time. AWS: look every 5 seconds.
+notices() {
+    exec 8>"$run/notices.lock"
+    flock --nonblock 8 || return 0
+    local ends said told=no
+    [[ $(metadata instance-life-cycle) == spot ]] || return 0
+    while :; do
+        pause 4
+        [[ -s $run/authorization ]] || continue
+        ends=
+        if said=$(metadata spot/instance-action) && [[ $said =~ \"time\":\ *\"([0-9TZ:.-]+)\" ]]; then
+            ends=${BASH_REMATCH[1]}
+        elif [[ $told != no ]] || ! metadata events/recommendations/rebalance >/dev/null; then
+            continue
+        fi
+        [[ $told != "$ends" ]] || continue
+        say "the provider takes this machine back: ${ends:-soon, perhaps}"
+        printf '{"ends": "%s"}' "$ends" >"$run/notice.json"
+        case $(ask /notice /dev/null --header @"$run/authorization" --data-binary @"$run/notice.json") in
+            204) told=$ends ;;
+        esac
+    done
+}
+
 report() { # sends $run/report.json, a JSON object
     local try
     local -a proof=()
@@ -122,6 +147,20 @@ bring_up_tunnel() { # the far end is fixed; this end is the private address: the
         ip address replace "$ADDRESS/$PREFIX_LENGTH" dev "$DEVICE"
 }
 
+bring_up_interface() { # of a machine in the network itself: its one interface has our MAC address
+    local each
+    for each in /sys/class/net/*; do
+        [[ $(<"$each/address") == "$MAC" ]] || continue
+        DEVICE=${each##*/}
+        ip link set dev "$DEVICE" alias "dvn lease $LEASE" up &&
+            ip address replace "$ADDRESS/$PREFIX_LENGTH" dev "$DEVICE" &&
+            ip route replace default via "$GATEWAY" dev "$DEVICE"
+        return
+    done
+    echo "no interface has the address $MAC"
+    return 1
+}
+
 enrol() { # into $run/bundle.json; ends the machine when it is refused for good
     local limit try=1 status
     uptime_now
@@ -169,10 +208,15 @@ if [[ -d $boot && -r $0 && ! $0 -ef $boot/dvn-join ]]; then
     install -m 0700 "$0" "$boot/dvn-join"
 fi
 
-own_address || fail metadata "no private address from the metadata service at $METADATA"
-deny_metadata || fail metadata "the jobs' users cannot be kept from $METADATA: ip rule failed"
-modprobe ip_gre 2>>"$log" || say "modprobe ip_gre failed: it may be built in"
-error=$(bring_up_tunnel 2>&1) || fail link "GRE tunnel $private to $GATEWAY: $error"
+if [[ -n $ATTACHED ]]; then
+    error=$(bring_up_interface 2>&1) || fail link "interface $MAC: $error"
+else
+    own_address || fail metadata "no private address from the metadata service at $METADATA"
+    notices </dev/null >/dev/null 2>>"$log" &
+    deny_metadata || fail metadata "the jobs' users cannot be kept from $METADATA: ip rule failed"
+    modprobe ip_gre 2>>"$log" || say "modprobe ip_gre failed: it may be built in"
+    error=$(bring_up_tunnel 2>&1) || fail link "GRE tunnel $private to $GATEWAY: $error"
+fi
 enrol || fail enrol "no bundle from the gateway at $ENROL_URL"
 
 # The program that carries the bundle out comes in it: the answer is as good as its key.

@@ -6,36 +6,33 @@ packages slurmd and munge; everything that is the site's own comes in the bundle
 
 from __future__ import annotations
 
-import grp
 import ipaddress
-import pwd
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from burst.join.accounts import accounts, file_servers, host_lines, mounted
 from burst.join.bundle import (
     Bundle,
     BundleError,
     Command,
     Directory,
     File,
-    Group,
     Mount,
     Program,
     Reach,
-    User,
+    Version,
 )
+from burst.lrms.slurm_version import oldest_slurmd
 from burst.model import Lease
 from burst.policy.which import usable_memory_mb
 
 # Kept beside slurm.conf and read by slurmd too, when they exist (slurm.conf(5), "FILES").
 _COMPANIONS = ("cgroup.conf", "gres.conf", "job_container.conf", "topology.conf")
 _CONF_DIRECTORY = "/etc/slurm"
-_NFS_PORT = 2049
-_NFS_OPTIONS = "vers=4.2,hard,nosuid,nodev"
 _KEY_LENGTHS = range(32, 1025)  # bytes; munge(7), "munged(8) --key-file"
 _NUMBER = re.compile(r"\d+")
 
@@ -44,6 +41,7 @@ _MUNGED = """\
 if [ -d /run/systemd/system ]; then exec systemctl restart munge; fi
 munged --stop 2>/dev/null
 exec setpriv --reuid munge --regid munge --clear-groups munged"""
+_MUNGE_WORKS = "munge -n | unmunge >/dev/null"
 # Slurm 22.05 without systemd does not make the cgroup it wants to live in.
 _SLICE = "[ -d /run/systemd/system ] || mkdir -p /sys/fs/cgroup/system.slice"
 
@@ -59,6 +57,8 @@ class SlurmJoin:
     hosts: Mapping[str, str] = field(default_factory=dict)  # more lines for /etc/hosts
     install: str = ""  # a shell line, run when the image lacks a program
     reach_timeout: timedelta = timedelta(minutes=10)
+    mtu: int = 0  # of the tunnel; 0: it is not tried out
+    version: Callable[[], tuple[int, int] | None] = lambda: None  # of the farm's slurmctld
     resolve: Callable[[str], str] = socket.gethostbyname
 
     def bundle(self, lease: Lease, features: Sequence[str]) -> Bundle:
@@ -75,7 +75,7 @@ class SlurmJoin:
         settings = _Settings(self.slurm_conf, conf)
         slurm_user = settings.get("SlurmUser", "root")
         names = (*self.job_users, *(() if slurm_user == "root" else (slurm_user,)))
-        users, groups = _accounts(names)
+        users, groups = accounts(names)
         heads = self._heads(settings)
         companions = [
             File(f"{_CONF_DIRECTORY}/{path.name}", _read(path, "slurm_conf"))
@@ -101,14 +101,18 @@ class SlurmJoin:
                 File("/etc/munge/munge.key", key, 0o400, "munge:munge"),
                 File(f"{_CONF_DIRECTORY}/slurm.conf", conf),
                 *companions,
-                File("/etc/hosts", _host_lines(hosts), merge=True),
+                File("/etc/hosts", host_lines(hosts), merge=True),
             ),
-            reach=(*self._slurmctld(settings, heads), *_file_servers(self.mounts)),
+            versions=_versions(self.version()),
+            names=tuple(sorted({**heads, lease.node: lease.address}.items())),
+            mtu=self.mtu,
+            reach=(*self._slurmctld(settings, heads), *file_servers(self.mounts)),
             reach_timeout=self.reach_timeout,
-            mounts=tuple(_complete(mount, lease.address) for mount in self.mounts),
+            mounts=mounted(self.mounts, lease.address),
             commands=(
                 Command("hostname", ("hostname", lease.node)),
                 Command("munged", ("sh", "-c", _MUNGED)),
+                Command("munge", ("sh", "-c", _MUNGE_WORKS), attempts=5),
                 Command("cgroup", ("sh", "-c", _SLICE), may_fail=True),
                 Command("slurmd", _slurmd(lease, features), timedelta(minutes=2)),
             ),
@@ -171,6 +175,14 @@ class _Settings:
         return self.get(name, default).replace("%h", node).replace("%n", node)
 
 
+def _versions(farm: tuple[int, int] | None) -> tuple[Version, ...]:
+    least = oldest_slurmd(farm) if farm is not None else None
+    if farm is None or least is None:
+        return ()  # not known here: slurmctld itself will say
+    why = f"slurmctld {farm[0]}.{farm[1]:02d} of the farm takes"
+    return (Version("slurmd", ("slurmd", "-V"), least, farm, why),)
+
+
 def _slurmd(lease: Lease, features: Sequence[str]) -> tuple[str, ...]:
     conf = f"NodeAddr={lease.address} CPUs={lease.cores} RealMemory={{memory_mb}}"
     if features:
@@ -188,57 +200,9 @@ def _read(path: Path, setting: str) -> bytes:
         ) from error
 
 
-def _accounts(names: Sequence[str]) -> tuple[tuple[User, ...], tuple[Group, ...]]:
-    """The accounts as this host knows them: the farm's numbers."""
-    users: dict[str, User] = {}
-    groups: dict[str, Group] = {}
-    for name in names:
-        try:
-            entry = pwd.getpwnam(name)
-            group = grp.getgrgid(entry.pw_gid)
-        except KeyError as error:
-            raise BundleError(
-                f"user {name} or its group is not known on the gateway; borrowed nodes need its "
-                "numbers (burst.lrms.job_users in the site file)"
-            ) from error
-        users[name] = User(
-            name, entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell, entry.pw_gecos
-        )
-        groups[group.gr_name] = Group(group.gr_name, group.gr_gid, tuple(group.gr_mem))
-    return tuple(users.values()), tuple(groups.values())
-
-
 def _log_directories(settings: _Settings, slurm_user: str) -> list[Directory]:
     log = settings.path("SlurmdLogFile", "", "")
     parent = str(Path(log).parent)
     # A directory of the image's own stays as it is.
     shared = parent in ("/", "/var/log", "/tmp", ".")
     return [] if shared else [Directory(parent, 0o755, slurm_user)]
-
-
-def _host_lines(hosts: Mapping[str, str]) -> bytes:
-    return "".join(f"{address} {name}\n" for name, address in sorted(hosts.items())).encode()
-
-
-def _nfs_server(mount: Mount) -> str:
-    """The literal address of an NFS mount's server; empty for others."""
-    server = mount.source.partition(":")[0]
-    try:
-        return str(ipaddress.IPv4Address(server)) if mount.type in ("nfs", "nfs4") else ""
-    except ValueError:
-        return ""
-
-
-def _file_servers(mounts: Sequence[Mount]) -> list[Reach]:
-    servers = dict.fromkeys(server for mount in mounts if (server := _nfs_server(mount)))
-    return [Reach("NFS server", server, _NFS_PORT) for server in servers]
-
-
-def _complete(mount: Mount, own_address: str) -> Mount:
-    """With options for nfs(5), and those mount(8) needs where the image lacks mount.nfs4."""
-    if mount.type != "nfs4":
-        return mount
-    options = mount.options or _NFS_OPTIONS
-    server = _nfs_server(mount)
-    bare = f"{options},addr={server},clientaddr={own_address}" if server else ""
-    return replace(mount, options=options, bare_options=bare)

@@ -18,6 +18,7 @@ from burst.model import Lease
 
 SIZE_LIMIT = 16384  # bytes, before base64: EC2 user guide, "Work with instance user data"
 DEVICE = "dvn0"
+TUNNEL_MTU = 1458  # gretap with a key on a path of 1500
 METADATA_URL = "http://169.254.169.254"
 
 _URL = re.compile(r"https?://[0-9A-Za-z.\[\]:-]+")
@@ -39,10 +40,11 @@ class JoinGateway:
     enrol_url: str
     pin: str  # curl's --pinnedpubkey
     prefix_length: int  # of the tenant network
-    mtu: int = 1458  # of the tunnel device: gretap with a key on a path of 1500
+    mtu: int = TUNNEL_MTU  # of the tunnel device
     heartbeat: timedelta = timedelta(seconds=30)
     watchdog: timedelta = timedelta(minutes=15)  # without a word from the gateway: power off
     metadata_url: str = METADATA_URL
+    attached: bool = False  # the machine is in the network itself: `address` is the gateway's there
     root: str = ""  # put before every path the machine writes; for tests
 
 
@@ -69,6 +71,7 @@ def user_data(lease: Lease, gateway: JoinGateway, token: str) -> str:
         "METADATA": _matching("the metadata URL", _URL, gateway.metadata_url),
         "HEARTBEAT": str(_seconds("the heartbeat", gateway.heartbeat)),
         "WATCHDOG": str(_seconds("the watchdog's time", gateway.watchdog)),
+        "ATTACHED": "yes" if gateway.attached else "",
         "ROOT": gateway.root,
     }
     head = "#!/bin/bash\n# Makes this machine a node of a batch farm elsewhere, for one lease.\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from burst.model import Farm, Node
 
@@ -36,3 +36,20 @@ class Lrms(Protocol):
 
     def remove(self, node: str) -> None:
         """Forget the node. Refused (`LrmsError`) while a job is on it; no error if unknown."""
+
+
+@runtime_checkable
+class Requeues(Protocol):
+    """A batch system that takes a running job back into its queue."""
+
+    def requeue(self, job_id: str) -> None:
+        """Stop the job and queue it again under the same id; no error if it does not run."""
+
+
+@runtime_checkable
+class Announces(Protocol):
+    """A batch system where a node must be declared before its daemon starts there (Grid Engine,
+    PBS, Torque). Slurm, HTCondor and LSF learn of a node when it registers."""
+
+    def announce(self, node: str, *, address: str, cores: int, partition: str) -> None:
+        """Declare the node; no error if it is declared already. `remove` takes it back."""

@@ -7,20 +7,25 @@ with 24.11 and later. Sources: scontrol(1), squeue(1), and what the three versio
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 from burst.lrms import slurm_parse
-from burst.lrms.base import LrmsError, LrmsUnavailable
+from burst.lrms.base import LrmsError
+from burst.lrms.command import (
+    DRAIN_PREFIX,
+    Commands,
+    Result,
+    Runner,
+    checked,
+    has,
+    reason_text,
+    subprocess_runner,
+)
 from burst.model import Farm, Job, JobState, Node, NodeState
-
-DRAIN_PREFIX = "dvn: "  # begins the reason of every drain of ours; admit() lifts no other
 
 _JOB_ID = re.compile(r"[0-9]+(?:_[0-9]+|\+[0-9]+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -54,51 +59,11 @@ _NOT_PENDING = (
 _UNKNOWN_NODE = ("invalid node name", "not found")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a command did: exit status, standard output, standard error."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        return (self.err.strip() or self.out.strip())[-500:]
-
-
-class Runner(Protocol):
-    def __call__(self, argv: Sequence[str], given: str, timeout: timedelta) -> Result:
-        """Run a command with `given` as its standard input.
-
-        LrmsUnavailable after `timeout`, LrmsError if there is no such command.
-        """
-
-
-def run(argv: Sequence[str], given: str, timeout: timedelta) -> Result:
-    """The runner of production: a subprocess with a clean Slurm environment."""
-    # SLURM_*, SQUEUE_*, SINFO_* of whoever started us would filter or reshape the answers.
-    kept = {name: os.environ[name] for name in ("PATH", "SLURM_CONF") if name in os.environ}
-    env = {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: array task lists in full
-    try:
-        done = subprocess.run(
-            list(argv),
-            input=given,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout.total_seconds(),
-            env=env,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        seconds = timeout.total_seconds()
-        raise LrmsUnavailable(f"{argv[0]}: no answer in {seconds:g} s") from error
-    except OSError as error:
-        raise LrmsError(
-            f"{argv[0]}: {error.strerror or error}: install slurm-client on this host"
-        ) from error
-    return Result(done.returncode, done.stdout, done.stderr)
+# SLURM_*, SQUEUE_*, SINFO_* of whoever started us would filter or reshape the answers.
+# SLURM_BITSTR_LEN=0: array task lists in full.
+run = subprocess_runner(
+    ("SLURM_CONF",), {"SLURM_BITSTR_LEN": "0"}, "install slurm-client on this host"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +88,10 @@ class Slurm:
         wait: Callable[[float], None] = time.sleep,
         tuning: Tuning | None = None,
     ) -> None:
-        self._run = runner
+        self._tuning = tuning or Tuning()
+        self._command = Commands(runner, _UNAVAILABLE, self._tuning.timeout)
         self._clock = clock
         self._wait = wait
-        self._tuning = tuning or Tuning()
         self._seen = Farm(datetime.min.replace(tzinfo=UTC), (), ())
         self._version: tuple[int, int] | None = None
 
@@ -182,8 +147,7 @@ class Slurm:
         seen = next((one for one in self._seen.nodes if one.name == node), None)
         if seen is not None and seen.state in (NodeState.DRAINING, NodeState.DRAINED):
             return
-        text = " ".join(reason.split()).removeprefix(DRAIN_PREFIX.strip()).strip()
-        self._update_node(node, "state=drain", f"reason={DRAIN_PREFIX}{text}")
+        self._update_node(node, "state=drain", f"reason={reason_text(reason)}")
 
     def remove(self, node: str) -> None:
         """Only nodes that registered themselves: 22.05 would delete a configured one, too."""
@@ -201,6 +165,13 @@ class Slurm:
         deleted = self._command("scontrol", "delete", f"nodename={node}")
         if deleted.status != 0 and not _means(deleted, _UNKNOWN_NODE):
             raise LrmsError(f"node {node} (state {found[1]}) is not deleted: {deleted.said}")
+
+    def requeue(self, job_id: str) -> None:
+        """`scontrol requeue`: the job keeps its id; one that does not run is left as it is."""
+        _checked(_JOB_ID, "job id", job_id)
+        result = self._command("scontrol", "requeue", job_id)
+        if result.status != 0 and not _means(result, (*_NOT_PENDING, "job is pending execution")):
+            raise LrmsError(f"job {job_id} is not queued again: {result.said}")
 
     # One job's partition list
 
@@ -230,8 +201,8 @@ class Slurm:
                 self._wait(self._tuning.pause.total_seconds())
             said = self._update_jobs(left)
             settled = {job: text for job, text in problems.items() if job not in left}
-            problems = settled | {j: t for j, t in said.items() if not _has(t, _NOT_PENDING)}
-            left = {job: left[job] for job, text in said.items() if _has(text, _BUSY)}
+            problems = settled | {j: t for j, t in said.items() if not has(t, _NOT_PENDING)}
+            left = {job: left[job] for job, text in said.items() if has(text, _BUSY)}
         refused = {job: wanted[job] for job in problems}
         if refused:
             # 24.11 says no to a partition without nodes *and* applies it: look what is true now.
@@ -299,12 +270,6 @@ class Slurm:
         if result.status != 0 and not _means(result, (*_UNKNOWN_NODE, "invalid node state")):
             raise LrmsError(f"scontrol update of node {node}: {result.said}")
 
-    def _command(self, *argv: str, given: str = "") -> Result:
-        result = self._run(argv, given, self._tuning.timeout)
-        if result.status != 0 and _has(result.err, _UNAVAILABLE):
-            raise LrmsUnavailable(f"{argv[0]}: {result.said}")
-        return result
-
 
 def _with(job: Job, wanted: Mapping[str, tuple[str, ...]], problems: Mapping[str, str]) -> Job:
     """The job as it is after a successful update, so that a second one starts from the truth."""
@@ -314,18 +279,10 @@ def _with(job: Job, wanted: Mapping[str, tuple[str, ...]], problems: Mapping[str
     return job
 
 
-def _has(text: str, phrases: Iterable[str]) -> bool:
-    lowered = text.lower()
-    return any(phrase in lowered for phrase in phrases)
-
-
 def _means(result: Result, phrases: Iterable[str]) -> bool:
     # `scontrol show node` says "Node x not found" on standard output.
-    return result.status != 0 and _has(f"{result.err}\n{result.out}", phrases)
+    return result.status != 0 and has(f"{result.err}\n{result.out}", phrases)
 
 
 def _checked(pattern: re.Pattern[str], what: str, text: str) -> str:
-    """Names go into commands: a space or newline would start another option or command."""
-    if not pattern.fullmatch(text):
-        raise LrmsError(f"{what} {text!r} is not one Slurm could have given")
-    return text
+    return checked(pattern, what, text, "Slurm")

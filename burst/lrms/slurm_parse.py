@@ -9,14 +9,16 @@ Sources: squeue(1), scontrol(1), and recordings of the three versions in tests/d
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from burst.lrms import slurm_records
 from burst.lrms.base import LrmsError, LrmsUnavailable
+from burst.lrms.slurm_records import JobRecord, NodeRecord
 from burst.model import Job, JobState, Node, NodeState
 
 TASK_LIMIT = "JobArrayTaskLimit"  # Slurm's own word; ours for tasks beyond an array's %N, too
@@ -71,7 +73,7 @@ class Answer:
 
     command: str
     version: tuple[int, int]  # (22, 5) for 22.05; (0, 0) when it did not say
-    items: tuple[Mapping[str, Any], ...]
+    items: tuple[Mapping[str, Any] | JobRecord | NodeRecord, ...]
 
 
 def answer(command: str, text: str, key: str) -> Answer:
@@ -80,19 +82,28 @@ def answer(command: str, text: str, key: str) -> Answer:
     LrmsUnavailable if Slurm put an error into the answer (22.05 does so, with exit status 0 and an
     empty list, when slurmctld is down); LrmsError if it is not what Slurm documents.
     """
+    decoded = slurm_records.decode(text, key)
+    if decoded is None or decoded[0] is None:
+        decoded = _whole(command, text, key)
+    items, errors, meta = decoded
+    if errors:
+        raise LrmsUnavailable(f"{command}: {_told(errors)}; is slurmctld running and reachable?")
+    if items is None:
+        raise LrmsError(f"{command}: field {key!r} is missing or not a list of objects")
+    return Answer(command, _version(meta), tuple(items))
+
+
+def _whole(command: str, text: str, key: str) -> slurm_records.Decoded:
+    """An unusual answer, in full."""
     try:
-        document = json.loads(text)
-    except ValueError as error:
+        document = slurm_records.whole(text)
+    except (ValueError, RecursionError) as error:
         raise LrmsError(f"{command}: the answer is not JSON ({error}): {text[:80]!r}") from error
     if not isinstance(document, dict):
         raise LrmsError(f"{command}: the answer is {type(document).__name__}, not an object")
-    errors = document.get("errors")
-    if errors:
-        raise LrmsUnavailable(f"{command}: {_told(errors)}; is slurmctld running and reachable?")
     items = document.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise LrmsError(f"{command}: field {key!r} is missing or not a list of objects")
-    return Answer(command, _version(document), tuple(items))
+    known = isinstance(items, list) and all(isinstance(item, dict) for item in items)
+    return items if known else None, document.get("errors"), document.get("meta")
 
 
 def jobs(reply: Answer, taken: datetime, *, max_tasks: int = 1000) -> tuple[Job, ...]:
@@ -101,23 +112,66 @@ def jobs(reply: Answer, taken: datetime, *, max_tasks: int = 1000) -> tuple[Job,
     The pending rest of a job array becomes one Job for each task ("9_4"), at most `max_tasks` an
     array; those beyond the array's own %limit have the reason JobArrayTaskLimit.
     """
+    with slurm_records.collecting_later():
+        return _jobs(reply, taken, max_tasks)
+
+
+def _jobs(reply: Answer, taken: datetime, max_tasks: int) -> tuple[Job, ...]:
+    usual = slurm_records.Reader(taken)
+    arrays: list[tuple[int, str, int]] = []  # place, task list and id of what is still to expand
+    found: list[Job] = []
+    for item in reply.items:
+        if isinstance(item, JobRecord):
+            with contextlib.suppress(slurm_records.Odd):
+                found.append(usual.job(item))
+                if item.array_task_string and slurm_records.number(item.array_task_id) is None:
+                    array = slurm_records.number(item.array_job_id) or int(found[-1].id)
+                    arrays.append((len(found) - 1, item.array_task_string, array))
+                continue
+        record = _Record(reply.command, "job", slurm_records.fields(item))
+        found.append(_job(record, taken))
+        listed = record.text("array_task_string")
+        if listed and record.number_or_none("array_task_id") is None:
+            array = record.number("array_job_id") or record.number("job_id")
+            arrays.append((len(found) - 1, listed, array))
+    if not arrays:
+        return tuple(found)
+    active = _active(reply)
+    read: list[Job] = []
+    done = 0
+    for place, listed, array in arrays:
+        read.extend(found[done:place])
+        read.extend(_tasks(found[place], listed, array, active.get(array, 0), max_tasks))
+        done = place + 1
+    read.extend(found[done:])
+    return tuple(read)
+
+
+def _active(reply: Answer) -> dict[int, int]:
+    """How many tasks of each array run now, by the array's id."""
     active: dict[int, int] = {}
     for item in reply.items:
-        record = _Record(reply.command, "job", item)
+        if isinstance(item, JobRecord) and _in_no_array(item):
+            continue
+        record = _Record(reply.command, "job", slurm_records.fields(item))
         if _job_state(record) in (JobState.RUNNING, JobState.COMPLETING):
             array = record.number_or_none("array_job_id")
             if array:
                 active[array] = active.get(array, 0) + 1
-    return tuple(
-        job
-        for item in reply.items
-        for job in _tasks(_Record(reply.command, "job", item), taken, active, max_tasks)
-    )
+    return active
+
+
+def _in_no_array(item: JobRecord) -> bool:
+    try:
+        return not slurm_records.number(item.array_job_id)
+    except slurm_records.Odd:
+        return False
 
 
 def nodes(reply: Answer) -> tuple[Node, ...]:
     """All nodes of a `sinfo --json` (22.05) or `scontrol show nodes --json` answer."""
-    return tuple(_node(_Record(reply.command, "node", item)) for item in reply.items)
+    items = map(slurm_records.fields, reply.items)
+    return tuple(_node(_Record(reply.command, "node", item)) for item in items)
 
 
 def expand_hosts(text: str) -> tuple[str, ...]:
@@ -231,17 +285,10 @@ def _job_state(record: _Record) -> JobState:
     return states[0]
 
 
-def _tasks(
-    record: _Record, taken: datetime, active: Mapping[int, int], max_tasks: int
-) -> Iterator[Job]:
-    job = _job(record, taken)
-    listed = record.text("array_task_string")
-    if not listed or record.number_or_none("array_task_id") is not None:
-        yield job
-        return
-    array = record.number("array_job_id") or record.number("job_id")
+def _tasks(job: Job, listed: str, array: int, active: int, max_tasks: int) -> Iterator[Job]:
+    """The pending rest of an array, of which `active` tasks run now, as one job for each task."""
     ids, at_once = expand_tasks(listed, max_tasks)
-    free = None if at_once is None else max(0, at_once - active.get(array, 0))
+    free = None if at_once is None else max(0, at_once - active)
     for place, task in enumerate(ids):
         one = replace(job, id=f"{array}_{task}")
         if job.state is JobState.PENDING:
@@ -333,8 +380,7 @@ def _node_state(base: NodeState, flags: frozenset[str], allocated: int) -> NodeS
     return base
 
 
-def _version(document: Mapping[str, Any]) -> tuple[int, int]:
-    meta = document.get("meta")
+def _version(meta: Any) -> tuple[int, int]:
     slurm = (meta.get("slurm") or meta.get("Slurm")) if isinstance(meta, dict) else None
     version = slurm.get("version") if isinstance(slurm, dict) else None
     try:

@@ -86,24 +86,33 @@ def offer_blocked_until(
     policy: Policy,
     forgiven: datetime | None = None,
 ) -> datetime | None:
-    """When this offer may be tried again; None: now. A quota counts for the type in all zones."""
+    """When this offer may be tried again; None: now. A quota counts for the type in all zones;
+    where the provider takes machines back, nothing more of that kind is rented for
+    `Policy.pause`."""
     failed: list[datetime] = []
     worked: datetime | None = None
+    taken: datetime | None = None  # machines of this kind are being taken back until then
     for lease in leases:
         if (lease.provider, lease.type) != (offer.provider, offer.type):
             continue
         kind = lease.failure.kind if lease.failure else None
         same_zone = lease.zone == offer.zone or not lease.zone or not offer.zone
+        if kind is FailureClass.INTERRUPTED and lease.spot and not offer.spot:
+            continue  # on-demand machines are not taken back when spot ones are
+        if kind is FailureClass.INTERRUPTED and same_zone:
+            back = (lease.failed or lease.wanted) + policy.pause
+            if forgiven is None or (lease.failed or lease.wanted) > forgiven:
+                taken = max(taken, back) if taken else back
+            continue
         if lease.failed and kind in BROKEN_OFFER and (same_zone or kind is FailureClass.QUOTA):
             failed.append(lease.failed)
         elif lease.joined is not None and same_zone:
             worked = max(worked, lease.joined) if worked else lease.joined
     since = max((t for t in (worked, forgiven) if t is not None), default=None)
     in_row = [instant for instant in failed if since is None or instant > since]
-    if not in_row:
-        return None
-    until = max(in_row) + backoff(len(in_row), policy)
-    return until if until > now else None
+    ends = [max(in_row) + backoff(len(in_row), policy)] if in_row else []
+    ends += [taken] if taken else []
+    return max((end for end in ends if end > now), default=None)
 
 
 def throttled_until(leases: Iterable[Lease], now: datetime) -> dict[str, datetime]:

@@ -44,10 +44,15 @@ def accrued(lease: Lease, now: datetime) -> Decimal:
     """
     if not lease.living:
         return lease.cost
-    start = lease.requested or (lease.attempted if lease.maybe_launched else None)
+    start = billed_from(lease)
     if start is None:
         return Decimal(0)
     return billed(lease.price_per_hour, start, lease.machine_ended or now)
+
+
+def billed_from(lease: Lease) -> datetime | None:
+    """From when the lease costs money; None while nothing was asked of anybody."""
+    return lease.requested or (lease.attempted if lease.maybe_launched else None)
 
 
 def first_reservation(price_per_hour: Decimal, longest_job: timedelta, policy: Policy) -> Decimal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 from burst.model import FailureClass, Machine, Offer
@@ -54,6 +55,10 @@ class LaunchRequest:
     zone: str
     name: str  # the node's name, for the provider's console
     user_data: str
+    spot: bool = False  # as a spot machine ...
+    max_price: Decimal | None = None  # ... for at most so much an hour, in the site's currency
+    network: str = ""  # the tenant's network; for providers whose machines are in it from the start
+    address: str = ""  # the machine's address inside it
 
 
 class Provider(Protocol):

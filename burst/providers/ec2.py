@@ -13,17 +13,17 @@ boto3 is imported when it is first needed: it takes long to load.
 from __future__ import annotations
 
 import configparser
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
 from burst.model import Machine, MachineState, Offer
+from burst.providers import ec2_prices
 from burst.providers.base import LaunchRequest, Misconfigured, ProviderError, Unreachable
 from burst.providers.ec2_errors import provider_error
 
@@ -37,6 +37,14 @@ _STATES = {
     "terminated": MachineState.TERMINATED,
 }
 _ENDED_AT = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
+
+
+PRICES_LAST = timedelta(days=1)
+_GRAIN = Decimal("0.000001")
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,9 @@ class Ec2Config:
     profile: str = "default"
     endpoint: str | None = None
     prices: Mapping[str, Decimal] = field(default_factory=dict)  # per hour; else AWS's price list
+    rate: Decimal = Decimal(1)  # what one unit of AWS's currency costs in the site's
+    on_demand: bool = True
+    spot: bool = False  # offer spot machines, too
     public_address: bool = True
     key_name: str = ""
     connect_timeout: timedelta = timedelta(seconds=5)
@@ -75,35 +86,68 @@ class Ec2Provider:
         *,
         client: Any = None,
         pricing: Any = None,
+        clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self.name = name
         self.config = config
         self._client = client
         self._pricing = pricing
         self._given = client is not None
+        self._clock = clock
         self._read_at: int | None = None  # the credentials file's time of change when it was read
         self._shapes: dict[str, _Shape] = {}
-        self._prices: dict[str, Decimal] = dict(config.prices)
+        self._prices: dict[str, Decimal] = {}
+        self._priced: datetime | None = None
         self._zone: str | None = None
 
     def offers(self) -> Sequence[Offer]:
-        """One offer for each configured type; sizes, zone and prices are asked for once."""
+        """One offer for each configured type, on demand and as spot as configured, with prices in
+        the site's currency. Sizes and zone are asked for once, list prices once a day, spot prices
+        each time."""
         missing = [name for name in self.config.types if name not in self._shapes]
         if missing:
             self._learn_shapes(missing)
         if self._zone is None:
             self._zone = self._learn_zone()
-        return tuple(
-            Offer(
-                provider=self.name,
-                type=name,
-                zone=self._zone,
-                cores=self._shapes[name].cores,
-                memory_mb=self._shapes[name].memory_mb,
-                price_per_hour=self._price(name),
-            )
-            for name in self.config.types
+        found: list[Offer] = []
+        if self.config.on_demand:
+            self._learn_prices()
+            found += [self._offer(name, self._prices[name]) for name in self.config.types]
+        if self.config.spot:
+            with mapped():
+                spot = ec2_prices.spot(self._ec2(), self.config.types, self._zone, self._clock())
+            found += [self._offer(name, self._ours(spot[name]), spot=True) for name in spot]
+        return tuple(found)
+
+    def _offer(self, name: str, price: Decimal, *, spot: bool = False) -> Offer:
+        return Offer(
+            provider=self.name,
+            type=name,
+            zone=self._zone or "",
+            cores=self._shapes[name].cores,
+            memory_mb=self._shapes[name].memory_mb,
+            price_per_hour=price,
+            spot=spot,
         )
+
+    def _learn_prices(self) -> None:
+        """The site file's prices first; the price list for the rest, once a day."""
+        now = self._clock()
+        if self._priced is not None and now - self._priced < PRICES_LAST:
+            return
+        asked = [name for name in self.config.types if name not in self.config.prices]
+        listed: dict[str, Decimal] = {}
+        for name in asked:
+            with mapped():
+                listed[name] = self._ours(
+                    ec2_prices.on_demand(self._price_list(), name, self.config.region)
+                )
+        self._prices = {**listed, **self.config.prices}
+        self._priced = now
+
+    def _ours(self, amount: Decimal) -> Decimal:
+        """AWS's amount in the site's currency, rounded up."""
+        return (amount * self.config.rate).quantize(_GRAIN, ROUND_CEILING)
 
     def launch(self, request: LaunchRequest) -> Machine:
         """RunInstances for exactly one machine. Repeated with the same lease and parameters it
@@ -137,6 +181,8 @@ class Ec2Provider:
                 {"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume")
             ],
         }
+        if request.spot:
+            parameters["InstanceMarketOptions"] = self._market(request)
         if self.config.key_name:
             parameters["KeyName"] = self.config.key_name
         try:
@@ -147,6 +193,15 @@ class Ec2Provider:
                 return self._launched_before(request.lease_id, error)
             raise
         return self._machine(reply["Instances"][0])
+
+    def _market(self, request: LaunchRequest) -> dict[str, Any]:
+        """A spot machine that is charged at most what was reserved for it: EC2 takes it back
+        before its price rises above `MaxPrice` ("Spot Instance pricing history")."""
+        options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+        if request.max_price is not None:
+            most = (request.max_price / self.config.rate).quantize(_GRAIN, ROUND_FLOOR)
+            options["MaxPrice"] = f"{most:f}"
+        return {"MarketType": "spot", "SpotOptions": options}
 
     def machines(self) -> Sequence[Machine]:
         """All instances of this site by tag, in every state EC2 still lists."""
@@ -210,7 +265,8 @@ class Ec2Provider:
             private_address=instance.get("PrivateIpAddress", ""),
             public_address=instance.get("PublicIpAddress", ""),
             launched=instance.get("LaunchTime"),
-            ended=_instant(ended[1]) if ended and leaving else None,
+            # EC2 names the whole second that had begun: what was begun is billed.
+            ended=_instant(ended[1]) + timedelta(seconds=1) if ended and leaving else None,
         )
 
     def _learn_shapes(self, names: Sequence[str]) -> None:
@@ -233,40 +289,6 @@ class Ec2Provider:
         with mapped():
             found = self._ec2().describe_subnets(SubnetIds=[self.config.subnet])["Subnets"]
         return found[0].get("AvailabilityZone", "") if found else ""
-
-    def _price(self, kind: str) -> Decimal:
-        if kind not in self._prices:
-            self._prices[kind] = self._listed_price(kind)
-        return self._prices[kind]
-
-    def _listed_price(self, kind: str) -> Decimal:
-        """The on-demand price of a Linux instance in the region, by the Price List Query API."""
-        wanted = {
-            "instanceType": kind,
-            "regionCode": self.config.region,
-            "operatingSystem": "Linux",
-            "preInstalledSw": "NA",
-            "tenancy": "Shared",
-            "capacitystatus": "Used",
-        }
-        with mapped():
-            reply = self._price_list().get_products(
-                ServiceCode="AmazonEC2",
-                Filters=[
-                    {"Type": "TERM_MATCH", "Field": name, "Value": value}
-                    for name, value in wanted.items()
-                ],
-            )
-        for entry in reply["PriceList"]:
-            for term in json.loads(entry)["terms"].get("OnDemand", {}).values():
-                for dimension in term["priceDimensions"].values():
-                    price = Decimal(next(iter(dimension["pricePerUnit"].values())))
-                    if price > 0:
-                        return price
-        raise Misconfigured(
-            f"the price list has no {kind} in {self.config.region}; "
-            "give it under `prices` in the site file"
-        )
 
     def _ec2(self) -> Any:
         changed = self._credentials_changed()

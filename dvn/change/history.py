@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dvn.change.files import ChangeError, create_json, own_directory, read_json, remove
-from dvn.spec import Site, site_from_json
+from dvn.spec import Network, Site, site_from_json
 
 KEEP = 200
 DONE = "done"
@@ -124,14 +124,26 @@ def _name(number: int) -> str:
 
 
 def static_site(site: Site) -> Site:
-    """The site as its file has it: without the tunnels that leases brought."""
+    """The site as its file has it: without the tunnels that leases brought, and the ports that
+    running machines did."""
     tenants = {
         name: tenant.model_copy(
-            update={"tunnels": {n: t for n, t in tenant.tunnels.items() if not t.dynamic}}
+            update={
+                "tunnels": {n: t for n, t in tenant.tunnels.items() if not t.dynamic},
+                "networks": {n: without_machines(net) for n, net in tenant.networks.items()},
+            }
         )
         for name, tenant in site.tenants.items()
     }
     return site.model_copy(update={"tenants": tenants})
+
+
+def without_machines(network: Network) -> Network:
+    """Without the ports that are there because a machine runs."""
+    if not any(port.dynamic for port in network.ports):
+        return network
+    ports = tuple(port for port in network.ports if not port.dynamic)
+    return network.model_copy(update={"ports": ports})
 
 
 def whoami() -> str:

@@ -365,8 +365,9 @@ def _interest(sites: Iterable[Site]) -> Interest:
     for site in sites:
         if site.underlay:
             links.add(site.underlay.interface)
+        links |= {*site.closed}
         for _tenant, _name, network in site.networks():
-            links |= {port.interface for port in network.ports}
+            links |= {port.interface for port in network.on(site.here)}
             if network.vlan:
                 links.add(network.vlan.uplink)
     return Interest(frozenset(links))

@@ -125,7 +125,7 @@ class _Owners:
             owner = (tenant, name)
             self._devices[addresses.bridge_name(tenant, name)] = owner
             self._devices[addresses.vlan_name(tenant, name)] = owner
-            self._devices |= {port.interface: owner for port in network.ports}
+            self._devices |= {port.interface: owner for port in network.on(site.here)}
             self._prefixes += [(prefix, owner) for prefix in network.prefix]
             self._exact |= {str(prefix): owner for prefix in network.prefix}
         for tunnel in site.tunnels():

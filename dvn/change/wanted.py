@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dvn.change.changes import Changes, Wish
 from dvn.change.files import ChangeError
 from dvn.change.history import Revision, static_site
-from dvn.spec import Site, Tunnel
+from dvn.spec import Port, Site, Tunnel
 
 DAEMON = "the daemon"
 
@@ -34,20 +34,29 @@ class _Asked:
     revision: int
 
 
+@dataclass(frozen=True)
+class _Brought:
+    """What is there besides the file: tunnels of leases, and ports of machines that run, by
+    (tenant, network)."""
+
+    tunnels: tuple[Tunnel, ...] = ()
+    ports: tuple[tuple[tuple[str, str], tuple[Port, ...]], ...] = ()
+
+
 class WantedSites:
     """In memory, and read from the history at the start. Not thread-safe: the agent's lock is."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
         self._asked: dict[str, _Asked] = {}
-        self._leases: dict[str, tuple[Tunnel, ...]] = {}
+        self._leases: dict[str, _Brought] = {}
         self._read: dict[str, tuple[int, Revision | None]] = {}
         self._made: dict[str, tuple[tuple[object, ...], Site]] = {}
 
     def asked(self, site: Site) -> Standing:
         """The daemon asks for `site`. ChangeError while a change is being undone."""
         name, static = site.site, static_site(site)
-        self._leases[name] = tuple(tunnel for tunnel in site.tunnels() if tunnel.dynamic)
+        self._leases[name] = _brought(site)
         pending = self._changes.pending.get(name)
         if pending is not None:
             if pending.state == "undoing":
@@ -118,8 +127,22 @@ class WantedSites:
     def _with_leases(self, static: Site) -> Site:
         """With the tunnels of leases whose networks it has."""
         networks = {(tenant, name) for tenant, name, _network in static.networks()}
-        leases = [t for t in self._leases.get(static.site, ()) if (t.tenant, t.network) in networks]
-        return static.with_tunnels(leases) if leases else static
+        brought = self._leases.get(static.site, _Brought())
+        leases = [t for t in brought.tunnels if (t.tenant, t.network) in networks]
+        with_leases = static.with_tunnels(leases) if leases else static
+        ports = {owner: ports for owner, ports in brought.ports if owner in networks}
+        return with_leases.with_ports(ports) if ports else with_leases
+
+
+def _brought(site: Site) -> _Brought:
+    ports = (
+        ((tenant, name), tuple(port for port in network.ports if port.dynamic))
+        for tenant, name, network in site.networks()
+    )
+    return _Brought(
+        tuple(tunnel for tunnel in site.tunnels() if tunnel.dynamic and not tunnel.beyond),
+        tuple((owner, some) for owner, some in ports if some),
+    )
 
 
 def _spec(site: Site) -> object:

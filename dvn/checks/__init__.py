@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dvn.checks.claims import claims
+from dvn.checks.hosts import hosts
 from dvn.checks.names import device_names, network_numbers
 from dvn.checks.nat import nat
 from dvn.checks.networks import gateways, prefixes, underlay_in_prefix, vlans
@@ -37,6 +38,7 @@ RULES: tuple[Callable[[Site, Declared], Iterator[Problem]], ...] = (
     dhcp_ranges,
     policy,
     ports,
+    hosts,
     tunnels,
     tunnel_ends,
     transports,

@@ -64,6 +64,8 @@ def _of_ports(tenant: str, name: str, network: Network) -> Iterator[_Claim]:
 def _of_tunnels(site: Site) -> dict[tuple[str, str], list[_Claim]]:
     found: dict[tuple[str, str], list[_Claim]] = {}
     for tunnel in site.tunnels():
+        if tunnel.beyond:
+            continue  # what is behind it are ports
         path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name)
         claim = _Claim(
             "tunnel",

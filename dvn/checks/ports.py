@@ -13,20 +13,23 @@ if TYPE_CHECKING:
 
 
 def ports(site: Site, _: Declared) -> Iterator[Problem]:
-    used: dict[str, str] = {}
+    used: dict[tuple[str | None, str], str] = {
+        (name, host.underlay.interface): "the underlay" for name, host in site.hosts.items()
+    }
     if site.underlay:
-        used[site.underlay.interface] = "the underlay"
+        used[site.here, site.underlay.interface] = "the underlay"
     for tenant, name, network in site.networks():
         if network.vlan:
-            used[network.vlan.uplink] = f"the uplink of {tenant}/{name}"
+            used[None, network.vlan.uplink] = f"the uplink of {tenant}/{name}"
     for tenant, name, network in site.networks():
         for index, port in enumerate(network.ports):
-            if port.interface in used:
+            place = (port.host, port.interface)
+            if place in used:
                 yield Problem(
                     "",
                     0,
-                    f"interface {port.interface} is {used[port.interface]} already",
+                    f"interface {port.interface} is {used[place]} already",
                     "a port needs an interface of its own",
                     net_path(tenant, name, "ports", index, "interface"),
                 )
-            used.setdefault(port.interface, f"a port of {tenant}/{name}")
+            used.setdefault(place, f"a port of {tenant}/{name}")

@@ -195,7 +195,12 @@ def _place(site: Site, scene: Scene, text: str) -> _Place:
         if (tunnel.tenant, tunnel.name) == (tenant, what):
             bridge = addresses.bridge_name(tenant, tunnel.network)
             device = addresses.tunnel_name(tenant, what)
-            return _Place(device, bridge, networks[tenant, tunnel.network])
+            extended = networks[tenant, tunnel.network]
+            if tunnel.beyond and tunnel.beyond.macs:
+                # One of the machines on the host at the other end.
+                there = tunnel.beyond
+                return _Place(device, bridge, extended, there.macs[0], there.addresses)
+            return _Place(device, bridge, extended)
     known = ", ".join(f"{t}/{n}" for t, n in networks)
     raise _wrong(f"there is no network or tunnel {name}", f"there are {known or 'none'}")
 
@@ -203,14 +208,14 @@ def _place(site: Site, scene: Scene, text: str) -> _Place:
 def _interface_place(site: Site, name: str) -> _Place:
     """An interface; if it is a port of a network, that port."""
     for tenant, network_name, network in site.networks():
-        if any(port.interface == name for port in network.ports):
+        if any(port.interface == name for port in network.on(site.here)):
             return _network_place(tenant, network_name, network, name)
     return _Place(name)
 
 
 def _network_place(tenant: str, name: str, network: Network, interface: str) -> _Place:
     bridge = addresses.bridge_name(tenant, name)
-    ports = {port.interface: port for port in network.ports}
+    ports = {port.interface: port for port in network.on(None)}
     if (
         network.vlan
         and interface in ("", "uplink", network.vlan.uplink)

@@ -16,7 +16,7 @@ _MAC = "02:00:00:00:00:01"
 
 def imagined_host(site: Site) -> Host:
     """A host with every interface that the site names, and nothing else."""
-    names = {port.interface for _t, _n, network in site.networks() for port in network.ports}
+    names = {port.interface for _t, _n, net in site.networks() for port in net.on(site.here)}
     names |= {network.vlan.uplink for _t, _n, network in site.networks() if network.vlan}
     addresses = frozenset[str]()
     if site.underlay:

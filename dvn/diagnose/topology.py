@@ -148,7 +148,8 @@ def _segment(
         own = port.address if isinstance(port.address, tuple) else (port.address,)
         pinned = [str(a) for a in own if a is not None] or ([port.mac] if port.mac else [])
         detail = " ".join(pinned) or "any address"
-        attachments.append(Attachment(port.interface, detail, _how(seen, port.interface)))
+        if port.host is None:
+            attachments.append(Attachment(port.interface, detail, _how(seen, port.interface)))
     nat = tuple(str(address) for address in network.nat.snat) if network.nat else ()
     return Segment(
         name,

@@ -125,6 +125,9 @@ def _changes(have: Link, want: Link) -> Iterator[Change]:
         yield "mtu"
     if have.master != want.master:
         yield "master"
+    # The flag is the port's, and goes with the port.
+    if have.isolated != want.isolated or (want.isolated and have.master != want.master):
+        yield "isolated"
     if want.mac is not None and have.mac != want.mac:
         yield "mac"
     if have.link_local != want.link_local:

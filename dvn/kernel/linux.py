@@ -661,6 +661,7 @@ def _link(link: RawLink, names: dict[int, str]) -> Link:
         up=link.up,
         master=names.get(link.master) if link.master else None,
         mac=link.mac,
+        isolated=link.kind in ("gretap", "ip6gretap") and link.isolated,
         link_local=link.link_local,
     )
 

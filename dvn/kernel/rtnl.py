@@ -36,7 +36,8 @@ IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_QDISC = 1, 3, 4, 5, 6
 IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 10, 18, 20
 IFLA_STATS64, IFLA_AF_SPEC, IFLA_GROUP, IFLA_EXT_MASK = 23, 26, 27, 29
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_FLUSH, IFLA_BRPORT_ISOLATED = 24, 33
 IFLA_INET_CONF = 1
 IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE = 2, 8
 RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -69,8 +70,9 @@ _LINK = nl.Shapes(
     IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS,
     IFLA_STATS64, IFLA_AF_SPEC, IFLA_GROUP, IFLA_QDISC,
 )  # fmt: skip
-_INFO = nl.Shapes(IFLA_INFO_KIND, IFLA_INFO_DATA)
+_INFO = nl.Shapes(IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA)
 _INFO_DATA = nl.Shapes()
+_BRIDGE_PORT = nl.Shapes(IFLA_BRPORT_ISOLATED)
 _FAMILIES = nl.Shapes(socket.AF_INET, socket.AF_INET6)
 _INET = nl.Shapes(IFLA_INET_CONF)
 _INET6 = nl.Shapes(IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE)
@@ -115,6 +117,7 @@ class RawLink:
     parent: int
     kind: str
     info: bytes  # attributes of its kind, packed
+    port: bytes  # and of what it is to its master
     link_local: bool
     queue: str  # kind of the root queue (tc(8)); "" if it has none
     conf4: bytes  # its IPv4 and IPv6 sysctls, as CONF4 and CONF6 number them
@@ -125,6 +128,11 @@ class RawLink:
     @property
     def data(self) -> nl.Attributes:
         return _INFO_DATA.read(self.info)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it is a port of a bridge that is isolated from other such ports."""
+        return bool(self.port) and bool(_u8(_BRIDGE_PORT.read(self.port).get(IFLA_BRPORT_ISOLATED)))
 
 
 @dataclass(slots=True)
@@ -173,6 +181,7 @@ def parse_link(payload: bytes) -> RawLink:
         _u32(found.get(IFLA_LINK)),
         _string(info.get(IFLA_INFO_KIND)),
         info.get(IFLA_INFO_DATA, b""),
+        info.get(IFLA_INFO_SLAVE_DATA, b""),
         inet6.get(IFLA_INET6_ADDR_GEN_MODE, b"\1") != b"\1",
         _string(found.get(IFLA_QDISC)),
         inet.get(IFLA_INET_CONF, b""),
@@ -256,7 +265,7 @@ def create(link: Link, index_of: IndexOf) -> list[Request]:
     stamp = text(IFLA_IFALIAS, link.alias) + _ADDR_GEN[link.link_local]
     if bridge:
         stamp += u32(IFLA_MTU, link.mtu)
-    return [
+    requests = [
         Request(
             RTM_NEWLINK,
             nl.NLM_F_CREATE | nl.NLM_F_EXCL,
@@ -265,6 +274,17 @@ def create(link: Link, index_of: IndexOf) -> list[Request]:
         ),
         _set_named(link.name, stamp, f"stamp {link.name}"),
     ]
+    if link.isolated:  # before it is up: nothing ever goes round
+        requests.append(_isolate(link))
+    return requests
+
+
+def _isolate(link: Link) -> Request:
+    """Settings of a bridge's port; the link has to be one already (rtnetlink.c, rtnl_newlink)."""
+    # Who was learned here may be reached by another way from now on, or by none but another.
+    flags = (u8(IFLA_BRPORT_ISOLATED, int(link.isolated)), attribute(IFLA_BRPORT_FLUSH, b""))
+    port = (text(IFLA_INFO_SLAVE_KIND, "bridge"), nested(IFLA_INFO_SLAVE_DATA, *flags))
+    return _set_named(link.name, nested(IFLA_LINKINFO, *port), f"isolation of {link.name}")
 
 
 def _other(mtu: int) -> int:
@@ -291,6 +311,9 @@ def change(link: Link, changes: tuple[Change, ...], index_of: IndexOf) -> list[R
                 body = attribute(IFLA_ADDRESS, bytes.fromhex((link.mac or "").replace(":", "")))
             case "link_local":
                 body = _ADDR_GEN[link.link_local]
+            case "isolated":
+                requests.append(_isolate(link))
+                continue
             case "up":
                 requests.append(up(link.name, link.up))
                 continue

@@ -134,6 +134,7 @@ class Link:
     up: bool = True
     master: str | None = None
     mac: str | None = None  # None in a desired link: whatever the kernel chose
+    isolated: bool = False  # as a bridge port: frames of other isolated ports do not leave here
     link_local: bool = False  # IPv6 link-local address generation (the slow part of the kernel)
 
 

@@ -41,7 +41,9 @@ class AddLink:
         return f"+ link {self.link.name}: {_params(self.link)}, mtu {self.link.mtu}{master}"
 
 
-Change: TypeAlias = Literal["alias", "params", "mtu", "master", "mac", "link_local", "up"]
+Change: TypeAlias = Literal[
+    "alias", "params", "mtu", "master", "isolated", "mac", "link_local", "up"
+]
 
 
 @dataclass(frozen=True)

@@ -73,4 +73,4 @@ def _state(context: Context, elements: Mapping[str, set[Element]]) -> KernelStat
     return KernelState(tables=(NftTable("inet", table_name(context.site.site), tuple(sets)),))
 
 
-POLICY = Pass("policy", frame=_frame, network=_network)
+POLICY = Pass("policy", frame=_frame, network=_network, routed=True)

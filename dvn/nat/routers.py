@@ -65,4 +65,4 @@ def _sysctls(router: str) -> Iterator[Sysctl]:
     yield Sysctl(f"net/ipv4/conf/{router}/accept_redirects", "0")
 
 
-ROUTERS = Pass("routers", network=_router)
+ROUTERS = Pass("routers", network=_router, routed=True)

@@ -160,4 +160,4 @@ def _state(
     return KernelState(tables=(NftTable("inet", name, tuple(sets), chains),))
 
 
-TRACKING = Pass("tracking", frame=_frame, network=_network)
+TRACKING = Pass("tracking", frame=_frame, network=_network, routed=True)

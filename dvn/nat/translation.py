@@ -185,4 +185,4 @@ def _state(
     return KernelState(tables=(NftTable("inet", name, tuple(sets), chains),))
 
 
-TRANSLATION = Pass("translation", frame=_frame, network=_network)
+TRANSLATION = Pass("translation", frame=_frame, network=_network, routed=True)

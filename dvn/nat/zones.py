@@ -211,6 +211,8 @@ def _frame(context: Context) -> KernelState:
         _site_set("site6", "ipv6_addr", PRIVATE6, site.site_prefixes),
         *_SETS.values(),
         _SETS["same"].filled(frozenset((name, name) for name in _foreign(context.host))),
+        # Who is in no network may send nothing: its packets have nobody's source.
+        _SETS["networks"].filled(frozenset((name,) for name in site.closed)),
     )
     return KernelState(tables=(NftTable("inet", table_name(site.site), sets, _CHAINS),))
 
@@ -218,6 +220,13 @@ def _frame(context: Context) -> KernelState:
 def _network(context: Context, owned: NetworkOf) -> KernelState:
     """What the sets hold of one network."""
     bridge, router, network = owned.bridge, owned.router, owned.network
+    if context.site.here is not None:
+        # Only bridged here: nothing of it is for this host, or goes through it in any other way.
+        only = (
+            _SETS["networks"].filled(frozenset({(bridge,)})),
+            _SETS["same"].filled(frozenset({(bridge, bridge)})),
+        )
+        return KernelState(tables=(NftTable("inet", table_name(context.site.site), only),))
     mark = str(mark_of(context.numbers[owned.tenant, owned.name]))
     both: set[Element] = {(bridge,), (router,)}
     elements: dict[str, set[Element]] = {

@@ -25,7 +25,7 @@ def _rates(context: Context, owned: NetworkOf) -> KernelState:
         device = addresses.network_rate_name(owned.tenant, owned.name)
         stamp = alias(site, "rate", owned.tenant, owned.name)
         parts.append(_capped(site, owned.bridge, network.rate, device, stamp))
-    for port in network.ports:
+    for port in network.on(context.site.here):
         if port.rate and port.interface in context.host.links:
             device = addresses.port_rate_name(port.interface)
             stamp = alias(site, "port-rate", owned.tenant, owned.name)

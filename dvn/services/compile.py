@@ -83,4 +83,4 @@ def _span(prefix: Prefix, dhcp: Dhcp) -> Span:
     return Span(prefix[low], prefix[min(low + _MOST6, prefix.num_addresses) - 1])
 
 
-SERVICES = Pass("services", network=_served)
+SERVICES = Pass("services", network=_served, routed=True)

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ class Process:
         text = to_json(sorted(services, key=lambda service: service.network))
         new = self._directory / f"{CONFIG}.new"
         new.write_text(text)
+        new.chmod(0o644)
         new.replace(self._directory / CONFIG)
         if not self.is_alive():
             self._start()
@@ -82,7 +84,12 @@ class Process:
 
     def _prepare(self) -> None:
         uid, gid = account()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        # Whatever our umask is: who serves has given up root, and reads its file there.
+        for directory in (RUN, self._directory.parent, self._directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            found = directory.stat()
+            if found.st_uid == os.geteuid() and found.st_mode & 0o011 != 0o011:
+                directory.chmod(stat.S_IMODE(found.st_mode) | 0o011)  # what is in it guards itself
         self._leases.mkdir(parents=True, exist_ok=True)
         os.chown(self._leases, uid, gid)
         self._leases.chmod(0o700)

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, model_validator
 
 from dvn.forms import Model, fault
-from dvn.spec.tunnel import NotInFiles
-from dvn.values import Address, AddressField, one_or_more
+from dvn.values import Address, AddressField, NotInFiles, one_or_more
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 SHORTEST, LONGEST = 120, 30 * 86400

@@ -17,6 +17,8 @@ from dvn.values import (
     AddressField,
     Interface,
     Mac,
+    Name,
+    NotInFiles,
     Prefix,
     PrefixField,
     Service,
@@ -48,6 +50,10 @@ class Port(Model):
     rate: Rate | None = None
     """The most that passes here: `1gbit` for each way, or `{in: 1gbit, out: 100mbit}`. `in` is what
     the machine receives."""
+    host: Name | None = None
+    """On which of `hosts` the interface is; on the gateway host unless given."""
+    dynamic: Annotated[bool, NotInFiles()] = False
+    """Whether it is there because a machine runs, and not because a file says so."""
 
 
 class Network(Model):
@@ -79,6 +85,10 @@ class Network(Model):
     dhcp: Annotated[Dhcp | None, BeforeValidator(off_is_none)] = None
     """Addresses, resolvers and MTU for the network's machines: `true`, or how; none unless
     given."""
+
+    def on(self, host: str | None) -> tuple[Port, ...]:
+        """The ports on a host; None is the gateway host."""
+        return tuple(port for port in self.ports if port.host == host)
 
     def gateways(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
         """The gateway's address in each prefix: the declared one, else the first of the prefix."""

@@ -40,10 +40,22 @@ def parse_site(doc: Located, *, also: Iterable[str] = ()) -> Site:
 
 def _not_in_files(site: Site) -> Iterator[Problem]:
     for tunnel in site.tunnels():
-        if tunnel.dynamic:
+        if tunnel.dynamic and not tunnel.beyond:
             path: Path_ = ("tenants", tunnel.tenant, "tunnels", tunnel.name, "dynamic")
             yield Problem("", 0, "a tunnel in a file is not dynamic", "remove the key", path)
+    given: list[Path_] = [
+        (field,) for field in ("here", "upstream", "closed") if getattr(site, field)
+    ]
+    if site.fabric:
+        given += [("fabric", f) for f in ("path", "outer") if getattr(site.fabric, f) is not None]
+    for where in given:
+        fix = "remove the key: every host finds out by itself which part is its own"
+        yield Problem("", 0, f"`{where[-1]}` is not for files", fix, where)
     for tenant, name, network in site.networks():
+        for index, port in enumerate(network.ports):
+            if port.dynamic:
+                path = ("tenants", tenant, "networks", name, "ports", index, "dynamic")
+                yield Problem("", 0, "a port in a file is not dynamic", "remove the key", path)
         if network.dhcp and network.dhcp.reserved:
             path = ("tenants", tenant, "networks", name, "dhcp", "reserved")
             fix = "remove the key: those of ports, tunnels and pools are left out by themselves"

@@ -10,11 +10,12 @@ from pydantic import BeforeValidator, Field
 from dvn import checks
 from dvn.forms import Model
 from dvn.problems import Path_, Problem, SpecError
-from dvn.spec.network import Network
+from dvn.spec.fabric import Fabric, Hypervisor, fabric_tunnels
+from dvn.spec.network import Network, Port
 from dvn.spec.policy import Policy
 from dvn.spec.tunnel import Tunnel, TunnelSpec
 from dvn.spec.underlay import Underlay
-from dvn.values import Address, Name, PrefixField, one_or_more
+from dvn.values import Address, Interface, Name, NotInFiles, PrefixField, one_or_more
 
 
 class Tenant(Model):
@@ -29,21 +30,32 @@ class Tenant(Model):
 
 
 class Site(Model):
-    """The whole file of one site, for one host."""
+    """The whole file of one site: its gateway host, and the hosts that belong to it."""
 
     site: Name = Field(examples=["mysite"])
     """The site's name: it marks everything that is ours in the kernel and in the cloud."""
     host: Name | None = None
-    """The name of this host; only for people."""
+    """The name of this host, the gateway."""
     underlay: Underlay | None = None
     """Where tunnels leave this host. Needed as soon as there are tunnels or pools."""
+    hosts: dict[Name, Hypervisor] = Field(default_factory=dict)
+    """Hypervisors whose machines are in these networks, by name; each runs `dvn agent`."""
+    fabric: Fabric | None = None
+    """What joins them to this host. Needed as soon as there are hosts."""
+    here: Annotated[Name | None, NotInFiles()] = None
+    """Whose part of the site this is: one of `hosts`; None on the gateway host."""
+    upstream: Annotated[Underlay | None, NotInFiles()] = None
+    """In a host's part: the gateway's end of its tunnels."""
+    closed: Annotated[tuple[Interface, ...], NotInFiles()] = ()
+    """In a host's part: interfaces of machines that are in no network, and reach nothing."""
     site_prefixes: Annotated[tuple[PrefixField, ...], BeforeValidator(one_or_more)] = ()
     """The site's public prefixes: closed networks do not reach them. Private ones always count."""
     tenants: dict[Name, Tenant] = Field(default_factory=dict)
     """Who owns networks, by name."""
 
     def tunnels(self) -> tuple[Tunnel, ...]:
-        """All of them, in the order of their names."""
+        """All of them: those of the file and of leases, in the order of their names, then those
+        between hosts."""
         # A copy of a site takes along what was remembered, and has other tenants.
         remembered = self.__dict__.get("_tunnels")
         if remembered is None or remembered[0] is not self.tenants:
@@ -52,11 +64,12 @@ class Site(Model):
         return found
 
     def _all_tunnels(self) -> tuple[Tunnel, ...]:
-        return tuple(
+        written = (
             Tunnel.of(tenant_name, name, tunnel)
             for tenant_name, tenant in sorted(self.tenants.items())
             for name, tunnel in sorted(tenant.tunnels.items())
         )
+        return (*written, *fabric_tunnels(self))
 
     def networks(self) -> Iterator[tuple[str, str, Network]]:
         """(tenant, name, network) in the order of their names."""
@@ -87,6 +100,20 @@ class Site(Model):
             dhcp = network.dhcp.model_copy(update={"reserved": tuple(reserved)})
             changed = {**tenant.networks, name: network.model_copy(update={"dhcp": dhcp})}
             tenants[tenant_name] = tenant.model_copy(update={"networks": changed})
+        return self.model_copy(update={"tenants": tenants})
+
+    def with_ports(self, ports: Mapping[tuple[str, str], Iterable[Port]]) -> Site:
+        """This site with more ports, by (tenant, network), in place of those of the same interface
+        and host. Nothing is checked (hosts/joining.py does)."""
+        tenants = dict(self.tenants)
+        for (tenant_name, name), more in ports.items():
+            tenant = tenants[tenant_name]
+            network = tenant.networks[name]
+            come = {(port.host, port.interface): port for port in more}
+            stay = (p for p in network.ports if (p.host, p.interface) not in come)
+            update = {"ports": (*stay, *come.values())}
+            networks = {**tenant.networks, name: network.model_copy(update=update)}
+            tenants[tenant_name] = tenant.model_copy(update={"networks": networks})
         return self.model_copy(update={"tenants": tenants})
 
     def with_tunnels(self, tunnels: Iterable[Tunnel]) -> Site:

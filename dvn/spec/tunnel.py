@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model, fault
+from dvn.spec.fabric import Beyond
 from dvn.spec.underlay import UdpPort
-from dvn.values import AddressField, Mac, Name, PrefixField, SecretFile, in_range, one_or_more
+from dvn.values import (
+    AddressField,
+    Mac,
+    Name,
+    NotInFiles,
+    PrefixField,
+    PublicKey,
+    SecretFile,
+    in_range,
+    one_or_more,
+)
 
 Transport: TypeAlias = Literal["plain", "fou", "wireguard", "ipsec", "auto"]
 Carried: TypeAlias = Literal["plain", "fou", "wireguard", "ipsec"]
 """What `auto` ends up as."""
 TunnelType: TypeAlias = Literal["gretap", "gre"]
 TunnelKey = Annotated[int, AfterValidator(in_range("tunnel key", 1, 2**32 - 1))]
-
-
-def _public_key(value: Any) -> str:
-    example = "write what `wg pubkey` shows on the other host, 44 characters"
-    if not isinstance(value, str):
-        raise fault("a WireGuard public key is text", example)
-    try:
-        raw = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != 32 or len(value) != 44:
-        raise fault(f"{value!r} is not a WireGuard public key", example)
-    return value
 
 
 def _ike_id(value: Any) -> str:
@@ -43,12 +38,6 @@ def _ike_id(value: Any) -> str:
 
 
 IkeId = Annotated[str, BeforeValidator(_ike_id)]
-PublicKey = Annotated[str, BeforeValidator(_public_key)]
-
-
-@dataclass(frozen=True)
-class NotInFiles:
-    """Marks a field that programs set and site files may not."""
 
 
 class TunnelSpec(Model):
@@ -102,6 +91,8 @@ class Tunnel(TunnelSpec):
     tenant: Name
     name: Name
     transport: Transport = "plain"
+    beyond: Beyond | None = None
+    """Of a tunnel between the site's own hosts: what is behind it."""
 
     @property
     def full_name(self) -> str:

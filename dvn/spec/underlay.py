@@ -7,7 +7,15 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dvn.forms import Model
-from dvn.values import Address, AddressField, Interface, SecretFile, in_range, one_or_more
+from dvn.values import (
+    Address,
+    AddressField,
+    Interface,
+    PublicKey,
+    SecretFile,
+    in_range,
+    one_or_more,
+)
 
 UdpPort = Annotated[int, AfterValidator(in_range("UDP port", 1, 65535))]
 Addresses = Annotated[tuple[AddressField, ...], BeforeValidator(one_or_more)]
@@ -24,6 +32,8 @@ class WireguardIdentity(Model):
     public key (`wg pubkey`) and write it as `peer_key`."""
     port: UdpPort = WIREGUARD_PORT
     """The UDP port that the others' packets come to."""
+    public_key: PublicKey | None = None
+    """What `wg pubkey` makes of the key; needed where hosts of the site are joined by WireGuard."""
 
 
 class Underlay(Model):

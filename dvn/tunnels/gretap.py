@@ -80,6 +80,8 @@ def _tunnel(context: Context, tunnel: Tunnel) -> KernelState:
         params=params,
         mtu=mtu,
         master=addresses.bridge_name(tunnel.tenant, tunnel.network),
+        # Where every host has a tunnel to every other, what came by one goes on by none.
+        isolated=tunnel.beyond is not None and tunnel.beyond.mesh,
     )
     things: tuple[Thing, ...] = ()
     if params.fou:

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from dvn.checks.transports import may_become
 from dvn.kernel.state import Host
 from dvn.spec import Site, Tunnel, Underlay
+from dvn.spec.fabric import fabric_outer, fabric_path
 from dvn.spec.tunnel import Carried, TunnelType
 
 IPV4_HEADER, IPV6_HEADER, UDP_HEADER = 20, 40, 8
@@ -95,6 +96,8 @@ def whole_mtu(site: Site, host: Host, tunnel: Tunnel) -> int:
     if site.underlay is None:
         return ETHERNET
     path = underlay_mtu(site.underlay, host)
+    if tunnel.beyond is not None:
+        path = min(path, tunnel.beyond.path)
     measured = host.paths.get(tunnel.full_name)
     if measured is not None:
         path = min(path, measured)
@@ -117,7 +120,17 @@ def network_mtu(site: Site, host: Host, tunnels: Iterable[Tunnel] = ()) -> int:
         return ETHERNET
     version = min(address.version for address in site.underlay.address)
     base = max(LEAST, inner_mtu(underlay_mtu(site.underlay, host), "plain", version))
+    if site.fabric is not None:
+        base = min(base, fabric_mtu(site))
     return min([base, *(tunnel_mtu(site, host, t) for t in tunnels if not t.dynamic)])
+
+
+def fabric_mtu(site: Site) -> int:
+    """MTU of a network that spreads over hosts: the same on each of them, whoever has machines."""
+    if site.fabric is None:
+        return ETHERNET
+    path = fabric_path(site) or INTERNET_PATH
+    return max(LEAST, inner_mtu(path, site.fabric.transport, fabric_outer(site)))
 
 
 def tcp_mss(mtu: int, version: int) -> int:

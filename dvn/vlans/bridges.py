@@ -1,4 +1,8 @@
-"""One bridge a network; its own device is the network's gateway."""
+"""One bridge a network; on the gateway host its own device is the network's gateway.
+
+On the others the host itself is not in the network: its bridge has no address and no IPv6, answers
+no ARP, and what is sent to it is dropped (nat/zones.py).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ def _bridge(context: Context, owned: NetworkOf) -> KernelState:
     """The bridge, its gateway addresses, and how the host treats packets from it."""
     site, tenant, name, network = context.site, owned.tenant, owned.name, owned.network
     bridge = owned.bridge
+    if site.here is not None:
+        return _only_bridged(context, owned, site.here)
     # Without a fixed one the kernel takes the lowest of its ports, and the gateway's address
     # changes under the machines' ARP tables when a lease comes or goes.
     mac = addresses.mac_address(site.site, site.host or "", tenant, name)
@@ -33,6 +39,26 @@ def _bridge(context: Context, owned: NetworkOf) -> KernelState:
         # carrier and then for duplicate detection, and packets meanwhile go nowhere.
         found.append(Address(bridge, addresses.link_local(mac)))
     return KernelState(links=(link,), addresses=tuple(found), sysctls=tuple(_sysctls(bridge)))
+
+
+def _only_bridged(context: Context, owned: NetworkOf, here: str) -> KernelState:
+    site, bridge = context.site, owned.bridge
+    link = Link(
+        name=bridge,
+        alias=alias(site.site, "network", owned.tenant, owned.name),
+        params=Bridge(),
+        mtu=network_mtu(site, context.host, owned.tunnels),
+        # Its own, not the gateway's, which this bridge must not take for itself.
+        mac=addresses.mac_address(site.site, "host", here, owned.tenant, owned.name),
+    )
+    four, six = f"net/ipv4/conf/{bridge}", f"net/ipv6/conf/{bridge}"
+    settings = (
+        Sysctl(f"{four}/forwarding", "0"),
+        Sysctl(f"{four}/arp_ignore", "8"),  # answers for no address of the host
+        Sysctl(f"{six}/disable_ipv6", "1"),
+        Sysctl(f"{six}/accept_ra", "0"),
+    )
+    return KernelState(links=(link,), sysctls=settings)
 
 
 def _has_ipv6(network: Network) -> bool:

@@ -64,6 +64,7 @@ class Attachment:
     macs: tuple[str, ...] = ()
     addresses: tuple[Address, ...] = ()
     uplink: bool = False
+    beyond: frozenset[str] | None = None  # of a tunnel between our hosts: the kinds it is pinned to
 
     def elements(self) -> Iterator[tuple[str, Element]]:
         one = (self.interface,)
@@ -71,10 +72,8 @@ class Attachment:
         yield "network_of", (self.interface, self.number)
         if self.uplink:
             yield "uplinks", one
-        if self.macs:
-            yield "pinned_mac", one
-        for version in {address.version for address in self.addresses}:
-            yield f"pinned{version}", one
+        for kind in self._pinned():
+            yield f"pinned{kind}", one
         # A machine may always have the link-local address that its MAC address makes.
         local = [_link_local(mac) for mac in self.macs]
         pins = [*_macs(self.macs), *_addresses((*self.addresses, *local))]
@@ -82,6 +81,15 @@ class Attachment:
             port = f"nd_port{name[2:]}" if name.startswith("nd") else f"port{name}"
             yield port, (self.interface, value)
             yield _PINS[port], (self.number, value)
+
+    def _pinned(self) -> Iterator[str]:
+        """The kinds of which nothing else may come in here."""
+        if self.beyond is not None:
+            yield from ("_mac" if kind == "mac" else kind for kind in sorted(self.beyond))
+            return
+        if self.macs:
+            yield "_mac"
+        yield from sorted({str(address.version) for address in self.addresses})
 
 
 def _link_local(mac: str) -> IPv6Address:
@@ -133,7 +141,7 @@ def network_claims(context: Context, owned: NetworkOf) -> KernelState:
     number = str(addresses.network_number(owned.tenant, owned.name))
     attached = [
         Attachment(port.interface, number, (port.mac,) if port.mac else (), port.address)
-        for port in owned.network.ports
+        for port in owned.network.on(context.site.here)
     ]
     if owned.network.vlan:
         uplink = addresses.vlan_name(owned.tenant, owned.name)
@@ -145,12 +153,23 @@ def network_claims(context: Context, owned: NetworkOf) -> KernelState:
 
 
 def tunnel_claims(context: Context, tunnel: Tunnel) -> KernelState:
-    """A `gre` tunnel carries packets, not frames, and is in no bridge."""
+    """A `gre` tunnel carries packets, not frames, and is in no bridge.
+
+    On a tunnel between our own hosts the machines of the other end are let in as if they were
+    ports here; on that to the gateway, whatever the gateway lets through.
+    """
     if tunnel.type != "gretap":
         return EMPTY
     number = str(addresses.network_number(tunnel.tenant, tunnel.network))
     name = addresses.tunnel_name(tunnel.tenant, tunnel.name)
-    return _state(context, [Attachment(name, number, tunnel.macs, tunnel.addresses)], {})
+    beyond = tunnel.beyond
+    if beyond is None:
+        attached = Attachment(name, number, tunnel.macs, tunnel.addresses)
+    else:
+        attached = Attachment(
+            name, number, beyond.macs, beyond.addresses, beyond.uplink, beyond.pinned
+        )
+    return _state(context, [attached], {})
 
 
 def _state(

@@ -64,7 +64,10 @@ def _accept(protocol: str) -> Switch:
 
 
 def switches(site: Site, host: Host) -> tuple[Switch, ...]:
-    """What the site's networks need, in the order of switching on."""
+    """What the site's networks need, in the order of switching on; nothing where they are only
+    bridged."""
+    if site.here is not None:
+        return ()
     found: dict[str, Switch] = {}
     for _tenant, _name, network in site.networks():
         found |= {switch.key: switch for switch in _switches(site, host, network)}
@@ -185,4 +188,4 @@ def switched_back(
     )
 
 
-FORWARDING = Pass("forwarding", frame=_frame, network=_network)
+FORWARDING = Pass("forwarding", frame=_frame, network=_network, routed=True)

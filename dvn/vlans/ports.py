@@ -8,7 +8,8 @@ from dvn.passes import EMPTY, Context, NetworkOf, Pass
 
 def _ports(context: Context, owned: NetworkOf) -> KernelState:
     """Enslave each declared interface that is there."""
-    there = [p.interface for p in owned.network.ports if p.interface in context.host.links]
+    here = owned.network.on(context.site.here)
+    there = [port.interface for port in here if port.interface in context.host.links]
     if not there:
         return EMPTY
     return KernelState(

@@ -25,4 +25,4 @@ def _uplink(context: Context, owned: NetworkOf) -> KernelState:
     return KernelState(links=(link,), raised=frozenset({uplink.name}))
 
 
-UPLINKS = Pass("uplinks", network=_uplink)
+UPLINKS = Pass("uplinks", network=_uplink, routed=True)

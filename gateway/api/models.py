@@ -103,9 +103,11 @@ class Pool(Model):
 
 
 class Budget(Model):
-    tenant: str
+    tenant: str  # or tenant@provider, of a quota
     period: str
+    unit: str = ""
     limit: Decimal
+    soft: Decimal | None = None
     spent: Decimal
     reserved: Decimal
     free: Decimal
@@ -184,11 +186,37 @@ class Status(Model):
     drift: Drift | None = None  # None: the agent does not answer
 
 
+class Host(Model):
+    """A hypervisor of the site."""
+
+    name: str
+    seen: datetime | None  # when it asked last, since the daemon's start
+    current: bool  # whether it has its part of the site as it is now
+    machines: int  # NICs of running machines that ask for a network
+    error: str  # why it could not make its part so
+    problems: tuple[str, ...]  # NICs that are in no network, and what was left out
+
+
+class Invitation(Model):
+    host: str
+    text: str  # the agent's file
+
+
+class Fact(Model):
+    """One number or word that an answer looked at."""
+
+    name: str
+    value: str
+
+
 class Explanation(Model):
     kind: str
     id: str
     why: Why | None
     text: str  # the whole answer in one paragraph
+    rule: str = ""  # that was applied
+    inputs: tuple[Fact, ...] = ()  # what it looked at
+    change: tuple[str, ...] = ()  # what would change it
     job: Job | None = None
     lease: Lease | None = None
     pool: Pool | None = None
@@ -200,14 +228,140 @@ class Drained(Model):
     hold: str
 
 
+class Mixed(Model):
+    """Whether a host runs virtual machines beside its batch jobs."""
+
+    provider: str
+    on: bool
+    leases: tuple[str, ...]  # of machines that are on it now
+
+
 class Step(Model):
     action: str
     about: str
+    text: str = ""  # for people
 
 
 class PlanNow(Model):
     ready: bool  # False: no round has ended yet
     steps: tuple[Step, ...]
+    machines: int = 0  # that would be rented
+    reserve: dict[str, Decimal] = {}  # money set aside for them, by unit
+    pools: dict[str, str] = {}  # what each pool says
+
+
+class Cost(Model):
+    key: str
+    unit: str
+    amount: Decimal
+    machine_hours: Decimal
+    core_hours: Decimal  # held by jobs
+    idle_core_hours: Decimal  # paid for, held by none
+    leases: int
+    jobs: int
+
+
+class CostReport(Model):
+    by: str
+    since: datetime | None
+    before: datetime | None
+    costs: tuple[Cost, ...]
+    total: dict[str, Decimal]  # by unit
+
+
+class UsageRow(Model):
+    """One job on one machine, or (`job` empty) what nobody held of it."""
+
+    site: str
+    tenant: str
+    pool: str
+    provider: str
+    type: str
+    zone: str
+    lease: str
+    node: str
+    job: str
+    name: str
+    user: str
+    account: str
+    cores: int
+    started: datetime
+    ended: datetime
+    wall_seconds: int
+    cost: Decimal
+    unit: str
+
+
+class UsageText(Model):
+    """Usage records in somebody else's format; several texts are several messages."""
+
+    format: str
+    records: int
+    texts: tuple[str, ...]
+
+
+class Past(Model):
+    """One borrowed machine, ended or not, from the books."""
+
+    lease: str
+    tenant: str
+    pool: str
+    provider: str
+    type: str
+    node: str
+    started: datetime
+    ended: datetime | None
+    amount: Decimal
+    unit: str
+    outcome: str  # the class of its failure; empty: as planned, or it lives
+    jobs: int
+
+
+class Part(Model):
+    """Machines of one type in one pool, as quoted for a flash."""
+
+    pool: str
+    provider: str
+    type: str
+    count: int
+    cores: int
+    price_per_hour: Decimal
+    unit: str
+    spot: bool
+
+
+class Quote(Model):
+    tenant: str
+    cores: int  # asked for
+    got: int  # that could be had now
+    ends: datetime
+    parts: tuple[Part, ...]
+    cost: dict[str, Decimal]  # until the end, by unit
+    reserved: dict[str, Decimal]  # what is set aside, the way back included
+    short: tuple[str, ...]  # why there are fewer cores than wanted
+    slow: tuple[str, ...]  # what delays them
+
+
+class Flash(Model):
+    id: str
+    tenant: str
+    provider: str
+    cores: int
+    asked: datetime
+    ends: datetime
+    max_cost: Decimal | None
+    state: str  # active | ended | cancelled
+    joined: int  # cores that take jobs now
+    coming: int  # cores on their way
+    machines: dict[str, int]  # by state
+    cost: Decimal  # of its machines until now
+    committed: Decimal  # at its end
+    why: Why | None
+
+
+class FlashAsked(Model):
+    flash: Flash | None  # None: only a quote was wanted
+    quote: Quote
 
 
 class Error(Model):

@@ -10,18 +10,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from burst.actions import Action
-from burst.model import Farm, JobState, LinkHealth
+from burst.model import Budget, Farm, JobState, LinkHealth, Pool
 from burst.model import Job as LrmsJob
 from burst.model import Lease as StoredLease
 from burst.policy.money import accrued
 from dvn.agent_client import AgentError, AgentUnavailable
+from gateway.api import explaining
 from gateway.api import models as m
+from gateway.api.bills import Bills
+from gateway.api.flashes import FlashView
+from gateway.api.planning import planned
 from gateway.enrol import EnrolServer
+from gateway.hosts.keeper import HostKeeper
 from gateway.loops.answers import Answer
-from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop, about
+from gateway.loops.burst import FORGIVEN, HOLD, BurstLoop
 from gateway.loops.loop import LoopStatus
 from gateway.loops.network import NetworkLoop
+from gateway.mixed import MixedMode
 from gateway.sitefile import SiteFile
 from gateway.store import Store
 from gateway.version import version
@@ -47,6 +52,7 @@ class View:
         enrolment_error: Callable[[], str],
         wake: Callable[[], None],
         drift: Callable[[], dict[str, Any]],
+        hosts: HostKeeper | None = None,
     ) -> None:
         self._file = file
         self._store = store
@@ -58,7 +64,29 @@ class View:
         self._enrolment_error = enrolment_error
         self._wake = wake
         self._drift = drift
+        self._hosts = hosts
+        self._mixed = MixedMode(file, store)
         self._started = clock()
+        self._currency = file.burst.currency if file.burst else ""
+        self.bills = Bills(file, store, clock)
+        self.flashes = FlashView(file, store, clock, burst, wake, self._why)
+
+    # -- hosts
+
+    def hosts(self) -> tuple[m.Host, ...]:
+        if self._hosts is None:
+            return ()
+        views = self._hosts.views(self._network.site_now())
+        return tuple(m.Host(**_fields(view)) for view in views)
+
+    def invite(self, name: str) -> m.Invitation:
+        """What the agent's file on a host says; it has the host's token."""
+        if self._hosts is None:
+            raise NotFound("the site file has no `hosts`")
+        try:
+            return m.Invitation(host=name, text=self._hosts.invitation(name))
+        except KeyError:
+            raise NotFound(f"the site file has no host {name!r} under `hosts`") from None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -118,19 +146,22 @@ class View:
         )
 
     def budgets(self) -> tuple[m.Budget, ...]:
-        if self._burst is None or self._file.burst is None:
+        """Every limit of every account as it stands now."""
+        if self._burst is None:
             return ()
-        periods = self._file.burst.budgets
         return tuple(
             m.Budget(
-                tenant=tenant,
-                period=periods[tenant].period,
+                tenant=account,
+                period=budget.period,
+                unit=budget.unit or self._currency,
                 limit=budget.limit,
+                soft=budget.soft,
                 spent=budget.spent,
                 reserved=budget.reserved,
                 free=budget.free,
             )
-            for tenant, budget in sorted(self._burst.books.budgets().items())
+            for account, several in sorted(self._burst.books.every().items())
+            for budget in several
         )
 
     def events(self, *, lease: str | None, after: int, limit: int) -> tuple[m.Event, ...]:
@@ -152,7 +183,8 @@ class View:
         decision = self._burst.plan() if self._burst else None
         if decision is None:
             return m.PlanNow(ready=False, steps=())
-        return m.PlanNow(ready=True, steps=tuple(map(_step, decision.actions)))
+        stored = {lease.id: lease for lease in self._store.leases()}
+        return planned(decision, stored, self._currency)
 
     def find(self, name: str) -> StoredLease:
         """A lease by its id, the unique beginning of it, its node or its machine."""
@@ -193,6 +225,17 @@ class View:
         self._wake()
         return m.Drained(leases=(), hold=self._hold())
 
+    def mixed(self, name: str, on: bool | None) -> m.Mixed:
+        """Whether the host of this provider is in mixed mode; `on` turns it."""
+        if name not in self._mixed.names:
+            known = ", ".join(self._mixed.names) or "there is none"
+            raise NotFound(f"no provider {name!r} can be in mixed mode (known: {known})")
+        if on is not None:
+            self._mixed.turn(name, on)
+            self._wake()
+        leases = [le.id for le in self._store.leases() if le.provider == name]
+        return m.Mixed(provider=name, on=self._mixed.on(name), leases=tuple(leases))
+
     # -- parts -------------------------------------------------------------------------------
 
     def _hold(self) -> str:
@@ -209,7 +252,20 @@ class View:
             retry_at=view.retry_at,
         )
         others = self._burst.services if self._burst else ()
-        return (network, *(m.Service(**_known(m.Service, status)) for status in others))
+        hosts = [self._hosts_server(self._hosts)] if self._hosts else []
+        return (network, *hosts, *(m.Service(**_known(m.Service, status)) for status in others))
+
+    @staticmethod
+    def _hosts_server(hosts: HostKeeper) -> m.Service:
+        """Whether hosts can ask; how each fares is said elsewhere."""
+        return m.Service(
+            name="hosts",
+            ok=not hosts.error,
+            since=hosts.since,
+            error=hosts.error,
+            failures=0,
+            retry_at=None,
+        )
 
     def _enrolment_state(self) -> m.Enrolment | None:
         server = self._enrolment()
@@ -280,7 +336,33 @@ class View:
             if job.state == JobState.PENDING.value:
                 told.append(f"in {', '.join(job.partitions)}")
         said = f": {why.message}" if why else "."
-        return m.Explanation(kind="job", id=name, why=why, text=" ".join(told) + said, job=job)
+        farm = self._burst.farm if self._burst else None
+        seen = next((one for one in farm.jobs if one.id == name), None) if farm else None
+        rule = explaining.rule_for(why)
+        inputs = explaining.of_job(seen, self._clock()) if seen else []
+        budgets = [budget for pool in self._pools_for(seen) for budget in self._budgets_of(pool)]
+        return m.Explanation(
+            kind="job",
+            id=name,
+            why=why,
+            text=" ".join(told) + said,
+            job=job,
+            rule=rule.text if rule else "",
+            inputs=(*inputs, *explaining.of_policy(rule, self._file.policy)),
+            change=explaining.changes(why, rule, budgets, self._clock()),
+        )
+
+    def _pools_for(self, job: LrmsJob | None) -> list[Pool]:
+        """The pools that might take the job, as far as its partitions say."""
+        if job is None:
+            return []
+        names = set(job.partitions)
+        return [
+            pool for pool in self._file.pools if names & {*pool.from_partitions, pool.partition}
+        ]
+
+    def _budgets_of(self, pool: Pool) -> tuple[Budget, ...]:
+        return self._burst.books.every().get(pool.account, ()) if self._burst else ()
 
     def _explain_lease(self, lease: StoredLease) -> m.Explanation:
         shown = self._lease(lease, self._network.view.links)
@@ -296,6 +378,7 @@ class View:
         if shown.link and not shown.link.up:
             told.append(f"its tunnel is down: {shown.link.detail}")
         events = self.events(lease=lease.id, after=0, limit=1000)
+        rule = explaining.rule_for(shown.why)
         return m.Explanation(
             kind="lease",
             id=lease.id,
@@ -303,6 +386,12 @@ class View:
             text="; ".join(told) + ".",
             lease=shown,
             events=events,
+            rule=rule.text if rule else "",
+            inputs=(
+                *explaining.of_lease(lease, shown.cost, self._currency),
+                *explaining.of_policy(rule, self._file.policy),
+            ),
+            change=explaining.changes(shown.why, rule, (), self._clock()),
         )
 
     def _explain_pool(self, name: str) -> m.Explanation:
@@ -311,12 +400,26 @@ class View:
             known = ", ".join(pool.name for pool in self.pools()) or _NO_BURST
             raise NotFound(f"there is no pool {name!r}; there is: {known}")
         said = pool.why.message if pool.why else "nothing to say about it yet."
+        declared = next(one for one in self._file.pools if one.name == name)
+        facts = self._burst.facts if self._burst else None
+        provider = facts.providers.get(declared.provider) if facts else None
+        living = [lease for lease in self._store.leases() if lease.pool == name]
+        budgets = self._budgets_of(declared)
+        rule = explaining.rule_for(pool.why)
         return m.Explanation(
             kind="pool",
             id=name,
             why=pool.why,
             text=f"Pool {name} has {pool.machines} of {pool.max_machines} machines: {said}",
             pool=pool,
+            rule=rule.text if rule else "",
+            inputs=(
+                *explaining.of_pool(
+                    declared, living, provider.offers if provider else (), budgets, self._currency
+                ),
+                *explaining.of_policy(rule, self._file.policy),
+            ),
+            change=explaining.changes(pool.why, rule, budgets, self._clock()),
         )
 
 
@@ -336,7 +439,3 @@ def _why(answer: Answer | None) -> m.Why | None:
     if answer is None:
         return None
     return m.Why(code=answer.reason.code, message=answer.reason.message, since=answer.since)
-
-
-def _step(action: Action) -> m.Step:
-    return m.Step(action=type(action).__name__.lower(), about=about(action))

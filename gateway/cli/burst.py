@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli import flash, money, simulate, top
+from gateway.cli.asking import amounts, ask
 from gateway.cli.client import ApiFailure, Client
 from gateway.cli.output import Format, Output, Socket, ago, as_json, clock, fail, line, table
 
@@ -19,14 +21,6 @@ class Subject(StrEnum):
     JOB = "job"
     LEASE = "lease"
     POOL = "pool"
-
-
-def ask(client: Client, output: Format, method: str, *path: str, **query: object) -> Any:
-    """The daemon's answer; ends the command with one message when there is none."""
-    try:
-        return client.get(*path, **query) if method == "GET" else client.post(*path, **query)
-    except ApiFailure as error:
-        raise fail(str(error), output) from None
 
 
 @app.command()
@@ -138,7 +132,8 @@ def explain(
 ) -> None:
     """Say why a job, machine or pool is as it is.
 
-    Why a job is not moved, why nothing is rented, why a lease failed.
+    Why a job is not moved, why nothing is rented, why a lease failed:
+    the rule, what it looked at, and what would change it.
     """
     client = Client(socket)
     value = _explanation(client, subject, kind, output)
@@ -146,6 +141,14 @@ def explain(
         as_json(value)
         return
     line(value["text"])
+    if value["rule"]:
+        line(f"rule: {value['rule']}")
+    if value["inputs"]:
+        line()
+        table("Inputs", ("input", "value"), [(f["name"], f["value"]) for f in value["inputs"]])
+    if value["change"]:
+        line()
+        line(f"what would change it: {'; '.join(value['change'])}")
     if value["events"]:
         line()
         table(
@@ -203,9 +206,36 @@ def resume(output: Output = Format.TEXT, socket: Socket = None) -> None:
         line("renting is allowed again")
 
 
+class OnOff(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+@app.command()
+def mixed(
+    provider: Annotated[str, typer.Argument(help="A provider with `mixed` in the site file.")],
+    turn: Annotated[OnOff | None, typer.Argument(help="Only shown unless given.")] = None,
+    output: Output = Format.TEXT,
+    socket: Socket = None,
+) -> None:
+    """Turn virtual machines beside batch jobs on or off on one host; what runs there goes on."""
+    client = Client(socket)
+    if turn is None:
+        value = ask(client, output, "GET", "mixed", provider)
+    else:
+        on = str(turn is OnOff.ON).lower()
+        value = ask(client, output, "POST", "mixed", provider, on=on)
+    if output is Format.JSON:
+        as_json(value)
+        return
+    line(f"{provider}: mixed mode is {'on' if value['on'] else 'off'}")
+    if value["leases"] and not value["on"]:
+        line(f"{len(value['leases'])} machines are still there; their cores go back as they end")
+
+
 @app.command()
 def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
-    """Show what the next round would do."""
+    """Show what the next round would do, without doing it."""
     value = ask(Client(socket), output, "GET", "plan")
     if output is Format.JSON:
         as_json(value)
@@ -215,7 +245,9 @@ def plan(output: Output = Format.TEXT, socket: Socket = None) -> None:
         line("nothing to do")
     else:
         for step in value["steps"]:
-            line(f"{step['action']:<10} {step['about']}")
+            line(f"{step['action']:<10} {step['text'] or step['about']}")
+        if value["machines"]:
+            line(f"in all {value['machines']} machines, {amounts(value['reserve'])} set aside")
 
 
 def _explanation(client: Client, subject: str, kind: Subject | None, output: Format) -> Any:
@@ -247,11 +279,12 @@ def _link(link: dict[str, Any] | None) -> str:
 
 
 def _budgets(budgets: list[dict[str, Any]]) -> None:
-    table(
-        "Budgets",
-        ("tenant", "period", "limit", "spent", "reserved", "free"),
-        [
-            tuple(budget[key] for key in ("tenant", "period", "limit", "spent", "reserved", "free"))
-            for budget in budgets
-        ],
-    )
+    columns = ("tenant", "period", "limit", "soft", "spent", "reserved", "free", "unit")
+    rows = [tuple(budget[key] for key in columns) for budget in budgets]
+    table("Budgets", columns, rows)
+
+
+money.register(app)
+flash.register(app)
+top.register(app)
+simulate.register(app)

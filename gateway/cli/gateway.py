@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.burst import ask
+from gateway.cli.asking import ask
 from gateway.cli.client import Client
 from gateway.cli.output import Format, Output, Socket, ago, as_json, fail, line, table
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli import burst, gateway, network, tunnel
+from gateway.cli import agent, burst, gateway, hosts, network, tunnel
 from gateway.cli.more import WithMore
 from gateway.cli.output import line
 from gateway.cli.session import PANEL
@@ -44,6 +44,8 @@ _DAEMON = "The daemon, and what it borrows"
 app.add_typer(network.app)
 app.add_typer(tunnel.app, name="tunnel", rich_help_panel=PANEL)
 app.add_typer(gateway.app, name="gateway", rich_help_panel=_DAEMON)
+app.add_typer(hosts.app, name="hosts", rich_help_panel=_DAEMON)
+app.add_typer(agent.app, name="agent", rich_help_panel=_DAEMON)
 app.add_typer(burst.app, name="burst", rich_help_panel=_DAEMON)
 
 

@@ -1,24 +1,24 @@
-"""The store as the burst engine sees it: with the clock, and each tenant's limit, filled in."""
+"""The store as the burst engine sees it: with the clock, and each account's limits, filled in."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import datetime
+from functools import partial
 
-from burst.model import Budget, Lease
-from gateway.sections import BudgetConfig
+from burst.model import Budget, Lease, account_of
+from burst.money.limits import Limit, bounds, budgets, tightest
+from burst.money.prices import CORE_HOURS
+from gateway.sections import BudgetConfig, QuotaConfig
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
 
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 class Books:
-    """Implements `burst.execute.LeaseStore`. A tenant without a budget has a limit of 0: it may
-    borrow what costs nothing."""
+    """Implements `burst.execute.LeaseStore`. An account without a budget may borrow what costs
+    nothing."""
 
     def __init__(
         self,
@@ -26,9 +26,19 @@ class Books:
         budgets: Mapping[str, BudgetConfig],
         clock: Callable[[], datetime],
         changed: Callable[[], None] = lambda: None,
+        quotas: Mapping[str, Mapping[str, QuotaConfig]] | None = None,
     ) -> None:
+        """`budgets` by tenant; `quotas` by tenant and provider."""
         self._store = store
-        self._budgets = budgets
+        self._limits: dict[str, tuple[Limit, ...]] = {
+            tenant: config.limits() for tenant, config in budgets.items()
+        }
+        self._units: dict[str, str] = {}
+        for tenant, providers in (quotas or {}).items():
+            for provider, quota in providers.items():
+                account = account_of(tenant, provider, CORE_HOURS)
+                self._limits[account] = quota.limits()
+                self._units[account] = CORE_HOURS
         self._clock = clock
         self._changed = changed
 
@@ -37,8 +47,8 @@ class Books:
 
     def want(self, lease: Lease) -> bool:
         now = self._clock()
-        limit, since = self._limit(lease.tenant, now)
-        return self._store.want(lease, now, limit=limit, since=since)
+        limits = self._limits.get(lease.account, ())
+        return self._store.want(lease, now, bounds=bounds(limits, now))
 
     def update(self, lease: Lease) -> None:
         if self._store.save(lease, self._clock()):
@@ -48,19 +58,26 @@ class Books:
             )
             self._changed()
 
-    def budgets(self) -> dict[str, Budget]:
-        """Every budget of the site file as it stands now."""
+    def limits(self, account: str) -> tuple[Limit, ...]:
+        """Of one account; none if it may borrow only what costs nothing."""
+        return self._limits.get(account, ())
+
+    def every(self) -> dict[str, tuple[Budget, ...]]:
+        """Every limit of the site file as it stands now, by account."""
         now = self._clock()
         return {
-            tenant: Budget(
-                tenant=tenant,
-                limit=config.limit,
-                spent=self._store.spent(tenant, config.since(now)),
-                reserved=self._store.reserved(tenant),
+            account: budgets(
+                account,
+                self._units.get(account, ""),
+                limits,
+                partial(self._store.spent, account),
+                self._store.reserved(account),
+                now,
             )
-            for tenant, config in self._budgets.items()
+            for account, limits in self._limits.items()
         }
 
-    def _limit(self, tenant: str, now: datetime) -> tuple[Decimal, datetime]:
-        config = self._budgets.get(tenant)
-        return (Decimal(0), _EVER) if config is None else (config.limit, config.since(now))
+    def budgets(self) -> dict[str, Budget]:
+        """Of each account the limit that allows least now."""
+        found = ((account, tightest(several)) for account, several in self.every().items())
+        return {account: budget for account, budget in found if budget is not None}

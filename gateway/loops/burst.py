@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import logging
+import os
+import pwd
+import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -12,14 +16,18 @@ from burst import execute
 from burst.actions import Action, Decision, Update
 from burst.decide import decide
 from burst.lrms.base import Lrms, LrmsError
-from burst.model import Facts, Farm, Lease, Policy, Pool, ProviderFacts
+from burst.mixed.directing import Rule, directed
+from burst.model import Facts, Farm, Lease, Notice, Policy, Pool, ProviderFacts
+from burst.observe import world
 from burst.providers.base import Provider, ProviderError
+from burst.round import Round
 from gateway.loops.answers import Answers
 from gateway.loops.backoff import Backoff
 from gateway.loops.books import Books
 from gateway.loops.lending import ProviderReader
 from gateway.loops.network import NetworkView
-from gateway.loops.source import Source, SourceStatus
+from gateway.loops.source import Source, SourceStatus, Spawn, in_thread
+from gateway.loops.timesheet import Timesheet
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +53,13 @@ class BurstLoop:
         clock: Callable[[], datetime],
         answer_timeout: timedelta,
         new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        spawn: Spawn = in_thread,
+        rng: random.Random | None = None,
+        resumed: Callable[[], datetime | None] = lambda: None,
+        rules: Sequence[Rule] = (),
     ) -> None:
+        """`spawn` runs a question to a service, `rng` spreads retries: both for simulations.
+        `resumed` says since when instants may be compared: the clock was set then."""
         self._pools = tuple(pools)
         self._policy = policy
         self._store = store
@@ -58,7 +72,10 @@ class BurstLoop:
         self._timeout = answer_timeout.total_seconds()
         self._new_id = new_id
         self._started = clock()
+        self._resumed = resumed
+        self._rules = tuple(rules)
         self.answers = Answers()
+        self._timesheet = Timesheet(store.accounts)
         self.facts: Facts | None = None
         self.farm: Farm | None = None  # the last that was seen, for those who ask
         self.failed: dict[str, str] = {}  # the actions of the last round that did not succeed
@@ -67,20 +84,22 @@ class BurstLoop:
         long_outage = min(timedelta(seconds=30), policy.lost_timeout / 4)
         self._farm_source = Source(
             "lrms",
-            lrms.snapshot,
+            self._snapshot,
             expected=(LrmsError, OSError),
-            backoff=_patience(policy),
+            backoff=_patience(policy, rng),
             clock=clock,
             long_outage=long_outage,
+            spawn=spawn,
         )
         self._provider_sources = {
             name: Source(
                 name,
                 ProviderReader(provider, clock),
                 expected=(ProviderError, OSError),
-                backoff=_patience(policy),
+                backoff=_patience(policy, rng),
                 clock=clock,
                 long_outage=long_outage,
+                spawn=spawn,
             )
             for name, provider in providers.items()
         }
@@ -98,6 +117,7 @@ class BurstLoop:
     def round(self) -> None:
         facts = self._gather()
         self.facts = facts
+        self._timesheet.look(facts)
         decision = self._decide(facts)
         self.answers.hear(decision.reasons, facts.now)
         self._act(decision.actions)
@@ -105,6 +125,24 @@ class BurstLoop:
     def plan(self) -> Decision | None:
         """What the facts of the last round ask for now; None before the first round."""
         return None if self.facts is None else self._decide(self.facts)
+
+    def desk(self) -> Round | None:
+        """The last round's facts on scratch paper, for quotes; None before the first round."""
+        if self.facts is None:
+            return None
+        flashes = self._store.flashes.all(since=self.facts.now)
+        facts = replace(
+            self.facts,
+            leases=self._store.leases(ended_since=self.facts.now - self._policy.pause),
+            budgets=self.books.budgets(),
+            flashes=flashes,
+        )
+        return Round.begin(world(facts, self._policy), self._pools, self._policy, self._new_id)
+
+    def _snapshot(self) -> Farm:
+        """Stamped by the clock that decisions use, whatever clock the adapter has."""
+        taken = self._clock()
+        return replace(self._lrms.snapshot(), taken=taken)
 
     def _gather(self) -> Facts:
         # The providers are asked before the leases are read: a lease written in between would
@@ -121,6 +159,7 @@ class BurstLoop:
         heard = self._store.joins.heard()
         forgiven = self._store.notes().get(FORGIVEN, "")
         view = self._network()
+        flashes = self._store.flashes.all(since=now)
         return Facts(
             now=now,
             farm=farm,
@@ -131,8 +170,16 @@ class BurstLoop:
             },
             links=view.links,
             enrolled={lease: said.at for lease, said in heard.items() if said.at is not None},
+            heard={lease: said.heard for lease, said in heard.items()},
+            notices={
+                lease: Notice(said.noticed, said.ends)
+                for lease, said in heard.items()
+                if said.noticed is not None
+            },
             join_reports={lease: said.failure for lease, said in heard.items() if said.failure},
             budgets=self.books.budgets(),
+            flashes=flashes,
+            flash_spent=self._store.accounts.spent_by_flash(flash.id for flash in flashes),
             network_error=view.error,
             watching_since=self._watching_since(view),
             forgiven=datetime.fromisoformat(forgiven) if forgiven else None,
@@ -141,15 +188,19 @@ class BurstLoop:
     def _watching_since(self, view: NetworkView) -> datetime:
         """The end of the last long outage of anybody: nobody is late for the time nobody looked."""
         ends = [status.recovered for status in self.services if status.recovered is not None]
-        if view.recovered is not None:
-            ends.append(view.recovered)
+        ends += [end for end in (view.recovered, self._resumed()) if end is not None]
         return max([self._started, *ends])
 
     def _decide(self, facts: Facts) -> Decision:
         pools = self._pools
         if self.hold:
             pools = tuple(replace(pool, max_machines=0) for pool in pools)
-        return decide(facts, pools, self._policy, self._new_id)
+        if facts.farm is None or not self._rules:
+            return decide(facts, pools, self._policy, self._new_id)
+        bound = directed(facts.farm, self._rules, pools, unix_groups)
+        facts = replace(facts, farm=bound.farm)
+        decision = decide(facts, pools, self._policy, self._new_id)
+        return replace(decision, actions=(*bound.actions, *decision.actions))
 
     def _act(self, actions: Sequence[Action]) -> None:
         if not actions:
@@ -175,8 +226,18 @@ class BurstLoop:
         self.failed = failed
 
 
-def _patience(policy: Policy) -> Backoff:
-    return Backoff(min(policy.backoff_first, timedelta(seconds=10)), policy.backoff_limit)
+def unix_groups(user: str) -> Collection[str]:
+    """The names of the user's groups on this host; none for one whom it does not know."""
+    try:
+        numbers = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+        return [grp.getgrgid(number).gr_name for number in numbers]
+    except KeyError:
+        return ()
+
+
+def _patience(policy: Policy, rng: random.Random | None) -> Backoff:
+    first = min(policy.backoff_first, timedelta(seconds=10))
+    return Backoff(first, policy.backoff_limit, rng or random.Random())
 
 
 def about(action: Action) -> str:

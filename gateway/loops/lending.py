@@ -7,20 +7,44 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from burst.model import Machine, Offer, ProviderFacts
+from burst.money.prices import Pricing
 from burst.providers.base import LaunchRequest, Provider, ProviderError
 
 OFFERS_LAST = timedelta(minutes=5)  # prices and zones change seldom, and listing them is slow
+
+
+class Switch:
+    """Whether a host is in mixed mode; asked before each machine, and after each look."""
+
+    def __init__(self) -> None:
+        self.ask: Callable[[], bool] = lambda: True
+
+    def __call__(self) -> bool:
+        return self.ask()
 
 
 class LazyProvider:
     """A provider made when it is first asked: its library takes seconds to load, in the thread
     that asks, while the loops run already. Making it may fail, and is tried again."""
 
-    def __init__(self, name: str, make: Callable[[], Provider]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Provider],
+        pricing: Callable[[], Pricing] = Pricing,
+    ) -> None:
+        """`pricing` is asked at each look at the offers, so that a changed price file counts; it
+        may raise a `ProviderError`, and then the offers of last time stay."""
         self.name = name
+        self.switch: Switch | None = None  # of a host that can be in mixed mode
         self._make = make
+        self._pricing = pricing
         self._made: Provider | None = None
         self._lock = threading.Lock()
+
+    @property
+    def offers_last(self) -> timedelta:
+        return _offers_last(self._made)
 
     def _provider(self) -> Provider:
         with self._lock:
@@ -29,7 +53,8 @@ class LazyProvider:
             return self._made
 
     def offers(self) -> Sequence[Offer]:
-        return self._provider().offers()
+        pricing = self._pricing()
+        return tuple(pricing.price(offer) for offer in self._provider().offers())
 
     def launch(self, request: LaunchRequest) -> Machine:
         return self._provider().launch(request)
@@ -39,6 +64,12 @@ class LazyProvider:
 
     def terminate(self, machine_ids: Sequence[str]) -> None:
         self._provider().terminate(machine_ids)
+
+
+def _offers_last(provider: Provider | None) -> timedelta:
+    """How long this provider's offers are good for; it may say so itself."""
+    own: timedelta = getattr(provider, "offers_last", OFFERS_LAST)
+    return own
 
 
 class ProviderReader:
@@ -57,7 +88,7 @@ class ProviderReader:
     def __call__(self) -> ProviderFacts:
         machines = tuple(self._provider.machines())
         now, error = self._clock(), ""
-        if self._offered is None or now - self._offered >= OFFERS_LAST:
+        if self._offered is None or now - self._offered >= _offers_last(self._provider):
             try:
                 self._offers = tuple(self._provider.offers())
                 self._offered = now

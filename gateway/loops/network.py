@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -70,6 +71,17 @@ def has_tunnel(lease: Lease) -> bool:
     Not before: until then the address may be somebody else's (cloud addresses are used again), and
     a machine that has no tunnel yet would answer our packets with ICMP errors.
     """
+    return has_link(lease) and not in_network(lease)
+
+
+def in_network(lease: Lease) -> bool:
+    """Whether the machine is in its tenant's network from the start, as a hypervisor's is: then
+    it is reached at its address there, and needs no tunnel."""
+    return bool(lease.underlay) and lease.underlay == lease.address
+
+
+def has_link(lease: Lease) -> bool:
+    """Whether packets to the machine say something of its health."""
     return lease.state in _TUNNELLED and bool(lease.underlay) and lease.enrolled is not None
 
 
@@ -115,6 +127,7 @@ class NetworkLoop:
         clock: Callable[[], datetime],
         reconcile: timedelta,
         changed: Callable[[], None] = lambda: None,
+        machines: Callable[[Site], Site] = lambda site: site,
         backoff: Backoff | None = None,
     ) -> None:
         self._site = site
@@ -123,8 +136,11 @@ class NetworkLoop:
         self._clock = clock
         self._reconcile = reconcile
         self._changed = changed
+        self._machines = machines
+        self._composing = threading.Lock()
+        self._wanted: tuple[Site, tuple[Tunnel, ...], Site] | None = None
         self._backoff = backoff or Backoff(timedelta(seconds=0.5), timedelta(seconds=10))
-        self._applied: tuple[Tunnel, ...] | None = None
+        self._applied: Site | None = None
         self._due: datetime | None = None
         self._notes: tuple[str, ...] = ()
         self._watches: dict[str, Watch] = {}
@@ -138,9 +154,9 @@ class NetworkLoop:
         leases = self._leases()
         tunnels = wanted_tunnels(leases)
         try:
-            if tunnels != self._applied or self._due is None or now >= self._due:
+            if self._compose(tunnels) is not self._applied or self._due is None or now >= self._due:
                 self._apply(tunnels, now)
-            self._observe([lease for lease in leases if has_tunnel(lease)])
+            self._observe([lease for lease in leases if has_link(lease)])
         except (AgentUnavailable, AgentError, SpecError) as error:
             self._applied = None
             self._failed(str(error))
@@ -149,7 +165,8 @@ class NetworkLoop:
         self._show("", applied=self._due and self._due - self._reconcile)
 
     def _apply(self, tunnels: tuple[Tunnel, ...], now: datetime) -> None:
-        applied = self._agent.apply(self.with_tunnels(tunnels))
+        wanted = self._compose(tunnels)
+        applied = self._agent.apply(wanted)
         if applied.notes != self._notes:
             self._notes = applied.notes
             for note in applied.notes:
@@ -161,17 +178,30 @@ class NetworkLoop:
                 len(applied.steps),
                 applied.verified,
             )
-        self._applied, self._due = tunnels, now + self._reconcile
+        self._applied, self._due = wanted, now + self._reconcile
 
-    def with_tunnels(self, tunnels: tuple[Tunnel, ...]) -> Site:
+    def site_now(self) -> Site:
+        """The site with the machines of its hosts, and the leases' tunnels of the last round."""
+        return self._compose(self._wanted[1] if self._wanted else ())
+
+    def _compose(self, tunnels: tuple[Tunnel, ...]) -> Site:
+        """The same object until something changes."""
+        with self._composing:
+            base, known = self._machines(self._site), self._wanted
+            if known is None or known[0] is not base or known[1] != tunnels:
+                known = self._wanted = (base, tunnels, self.with_tunnels(tunnels, base))
+            return known[2]
+
+    def with_tunnels(self, tunnels: tuple[Tunnel, ...], base: Site | None = None) -> Site:
         """The site with the leases' tunnels; one that cannot be does not keep out the others."""
+        base = base or self._site
         try:
-            return self._site.with_tunnels(tunnels)
+            return base.with_tunnels(tunnels) if tunnels else base
         except SpecError:
-            site, possible = self._site, list[Tunnel]()
+            site, possible = base, list[Tunnel]()
             for tunnel in tunnels:
                 try:
-                    site = self._site.with_tunnels([*possible, tunnel])
+                    site = base.with_tunnels([*possible, tunnel])
                 except SpecError as error:
                     log.warning("event=impossible-tunnel tunnel=%s error=%r", tunnel.name, error)
                 else:

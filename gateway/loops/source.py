@@ -17,6 +17,12 @@ from gateway.loops.backoff import Backoff
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+Spawn = Callable[[str, Callable[[], None]], None]
+
+
+def in_thread(name: str, work: Callable[[], None]) -> None:
+    """Do it beside everything else."""
+    threading.Thread(target=work, name=name, daemon=True).start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class Source(Generic[T]):
         backoff: Backoff,
         clock: Callable[[], datetime],
         long_outage: timedelta = timedelta(seconds=30),
+        spawn: Spawn = in_thread,
     ) -> None:
         self.name = name
         self._question = question
@@ -60,13 +67,14 @@ class Source(Generic[T]):
         self._retry_at: datetime | None = None
         self._long_outage = long_outage
         self._recovered: datetime | None = None
+        self._spawn = spawn
 
     def ask(self) -> None:
         with self._changed:
             if self._running or (self._retry_at is not None and self._clock() < self._retry_at):
                 return
             self._running = True
-        threading.Thread(target=self._run, name=f"ask-{self.name}", daemon=True).start()
+        self._spawn(f"ask-{self.name}", self._run)
 
     def answer(self, timeout: float) -> T | None:
         """What was answered since the last call, or None. Waits only while a question is open."""

@@ -33,6 +33,8 @@ class Heard:
     heard: datetime  # its last word
     phase: str
     failure: str
+    noticed: datetime | None = None  # when it said that its provider takes it back, or may
+    ends: datetime | None = None  # when the provider will end it, where that was said
 
 
 class Joins:
@@ -114,6 +116,18 @@ class Joins:
             _put(c, _row(c, lease_id), lease_id, now)
         return True
 
+    def noticed(self, lease_id: str, ends: datetime | None, now: datetime) -> None:
+        """Its provider takes the machine back at `ends`, or (None) may do so soon."""
+        with self._engine.begin() as c:
+            row = _row(c, lease_id)
+            news = row is None or row.noticed is None or (ends is not None and row.ends != ends)
+            if not news:
+                return _put(c, row, lease_id, now)
+            text = f"taken back at {ends.isoformat()}" if ends else "may be taken back soon"
+            add_event(c, now, lease_id, "notice", "", text)
+            _put(c, row, lease_id, now, noticed=now, ends=ends or (row.ends if row else None))
+        return self.changed()
+
     def heard(self) -> dict[str, Heard]:
         """By lease id, of the leases that live."""
         query = (
@@ -154,7 +168,9 @@ def _row(c: Connection, lease_id: str) -> Any:
 def _put(c: Connection, row: Any, lease_id: str, now: datetime, **values: Any) -> None:
     values["heard"] = now
     if row is None:
-        blank: dict[str, Any] = {"at": None, "phase": "", "failure": ""}
+        blank: dict[str, Any] = {
+            "at": None, "phase": "", "failure": "", "noticed": None, "ends": None
+        }  # fmt: skip
         c.execute(insert(t.enrolments).values(blank | values | {"lease": lease_id}))
     else:
         c.execute(update(t.enrolments).where(t.enrolments.c.lease == lease_id).values(values))

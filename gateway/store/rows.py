@@ -21,6 +21,7 @@ def row_of(lease: Lease) -> dict[str, Any]:
     return {
         "id": lease.id,
         "tenant": lease.tenant,
+        "account": lease.account,
         "state": lease.state.value,
         "wanted": lease.wanted,
         "ended": lease.ended,

@@ -6,15 +6,18 @@ is no state in between. Every method may be called from any thread. The clock is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, insert, or_, select, update
 
 from burst.model import Lease
+from burst.money.limits import Bound
 from gateway.store import tables as t
+from gateway.store.accounts import Accounts, settle
 from gateway.store.engine import open_engine, reading
+from gateway.store.flashes import Flashes
 from gateway.store.joins import Joins
 from gateway.store.rows import lease_of, row_of
 from gateway.store.timeline import FINAL, Event, add_event
@@ -26,11 +29,17 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.joins = Joins(engine)
+        self.accounts = Accounts(engine)
+        self.flashes = Flashes(engine)
 
     @classmethod
     def open(cls, url: str) -> Store:
         """Open and, where needed, create or upgrade. Raises `gateway.store.engine.StoreError`."""
         return cls(open_engine(url))
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
 
     def close(self) -> None:
         self._engine.dispose()
@@ -62,17 +71,17 @@ class Store:
         with reading(self._engine) as c:
             return tuple(lease_of(dict(row)) for row in c.execute(query).mappings())
 
-    def want(self, lease: Lease, at: datetime, *, limit: Decimal, since: datetime) -> bool:
-        """Store a new lease if its reservation fits the tenant's money, in one transaction.
+    def want(self, lease: Lease, at: datetime, *, bounds: Sequence[Bound]) -> bool:
+        """Store a new lease if its reservation fits the account's money, in one transaction.
 
-        `limit` is for what ended at or after `since` and what is reserved now. False: it does not
-        fit, or the id is known; then nothing was stored.
+        Each bound is for what ended at or after its `since` and what is reserved now; without any,
+        only what costs nothing fits. False: it does not fit, or the id is known; then nothing was
+        stored.
         """
         with self._engine.begin() as c:
             if c.execute(select(t.leases.c.id).where(t.leases.c.id == lease.id)).first():
                 return False
-            used = _spent(c, lease.tenant, since) + _reserved(c, lease.tenant)
-            if lease.reserved and used + lease.reserved > limit:
+            if lease.reserved and not fits(c, lease.account, lease.reserved, bounds):
                 return False
             c.execute(insert(t.leases).values(row_of(lease)))
             add_event(c, at, lease.id, "state", lease.state.value, "")
@@ -104,7 +113,7 @@ class Store:
                 )
                 add_event(c, at, lease.id, "state", lease.state.value, why)
             if not lease.living:
-                _settle(c, lease, at)
+                settle(c, lease, at)
         return changed
 
     def request_drain(self, lease_id: str, reason: str, at: datetime) -> bool:
@@ -127,17 +136,22 @@ class Store:
         with reading(self._engine) as c:
             return [Event(**row) for row in c.execute(query).mappings()]
 
+    def latest_instant(self) -> datetime | None:
+        """The latest instant in the timeline: it has passed, whatever a clock says now."""
+        with reading(self._engine) as c:
+            return c.execute(select(t.events.c.at).order_by(t.events.c.id.desc()).limit(1)).scalar()
+
     # -- money -------------------------------------------------------------------------------
 
-    def spent(self, tenant: str, since: datetime) -> Decimal:
-        """What the tenant's ended leases cost, of those that ended at or after `since`."""
+    def spent(self, account: str, since: datetime) -> Decimal:
+        """What the account's ended leases cost, of those that ended at or after `since`."""
         with reading(self._engine) as c:
-            return _spent(c, tenant, since)
+            return _spent(c, account, since)
 
-    def reserved(self, tenant: str) -> Decimal:
-        """What is set aside for the tenant's living leases."""
+    def reserved(self, account: str) -> Decimal:
+        """What is set aside for the account's living leases."""
         with reading(self._engine) as c:
-            return _reserved(c, tenant)
+            return _reserved(c, account)
 
     # -- the rest ---------------------------------------------------------------------------
 
@@ -167,24 +181,22 @@ class Store:
             ).rowcount
 
 
-def _spent(c: Connection, tenant: str, since: datetime) -> Decimal:
+def fits(c: Connection, account: str, amount: Decimal, bounds: Iterable[Bound]) -> bool:
+    """Whether `amount` more may be reserved under every one of the bounds."""
+    reserved = _reserved(c, account) + amount
+    checked = [reserved + _spent(c, account, bound.since) <= bound.limit for bound in bounds]
+    return bool(checked) and all(checked)
+
+
+def _spent(c: Connection, account: str, since: datetime) -> Decimal:
     query = select(t.ledger.c.amount).where(
-        and_(t.ledger.c.tenant == tenant, t.ledger.c.at >= since)
+        and_(t.ledger.c.account == account, t.ledger.c.at >= since)
     )
     return sum(c.execute(query).scalars(), Decimal(0))
 
 
-def _reserved(c: Connection, tenant: str) -> Decimal:
+def _reserved(c: Connection, account: str) -> Decimal:
     query = select(t.leases.c.reserved).where(
-        and_(t.leases.c.tenant == tenant, t.leases.c.state.not_in(FINAL))
+        and_(t.leases.c.account == account, t.leases.c.state.not_in(FINAL))
     )
     return sum(c.execute(query).scalars(), Decimal(0))
-
-
-def _settle(c: Connection, lease: Lease, at: datetime) -> None:
-    if c.execute(select(t.ledger.c.lease).where(t.ledger.c.lease == lease.id)).first() is None:
-        c.execute(
-            insert(t.ledger).values(
-                lease=lease.id, tenant=lease.tenant, at=lease.ended or at, amount=lease.cost
-            )
-        )

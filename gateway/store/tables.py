@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
-REVISION = "0001"
+REVISION = "0003"
 
 metadata = MetaData(
     naming_convention={
@@ -69,6 +69,7 @@ leases = Table(  # `body` is the whole lease; the columns beside it are what que
     metadata,
     Column("id", String(64), primary_key=True),
     Column("tenant", Text, nullable=False),
+    Column("account", Text, nullable=False),  # whose budget pays: `burst.model.account_of`
     Column("state", String(16), nullable=False),
     Column("wanted", Instant, nullable=False),
     Column("ended", Instant),
@@ -111,16 +112,53 @@ enrolments = Table(  # written by the enrolment server, read by the burst loop: 
     Column("heard", Instant, nullable=False),  # the last word from the machine
     Column("phase", Text, nullable=False),  # what the machine said it was doing
     Column("failure", Text, nullable=False),  # why joining failed, in the machine's words
+    Column("noticed", Instant),  # when it passed on that its provider takes it back, or may
+    Column("ends", Instant),  # when the provider ends it, where that was said
 )
 
 ledger = Table(  # money settled: one row a lease, written with the change to its final state
-    "ledger",
+    "ledger",  # and never forgotten: the usage records of later years are made of it
     metadata,
     Column("lease", String(64), primary_key=True),
     Column("tenant", Text, nullable=False),
+    Column("account", Text, nullable=False),
     Column("at", Instant, nullable=False),
     Column("amount", Money, nullable=False),
-    Index("ix_ledger_tenant", "tenant"),
+    Column("unit", Text, nullable=False),  # empty: the site's currency
+    Column("flash", Text, nullable=False),  # the request it was rented for
+    Column("started", Instant),  # of the bill; unknown of leases settled before revision 0002
+    Column("body", Text, nullable=False),  # JSON of the lease as it ended; empty as above
+    Index("ix_ledger_account", "account"),
+    Index("ix_ledger_at", "at"),
+    Index("ix_ledger_flash", "flash"),
+)
+
+work = Table(  # which job ran on which borrowed machine: kept as long as the ledger
+    "work",
+    metadata,
+    Column("lease", String(64), primary_key=True),
+    Column("job", String(128), primary_key=True),
+    Column("started", Instant, primary_key=True),
+    Column("ended", Instant),
+    Column("user", Text, nullable=False),
+    Column("account", Text, nullable=False),  # the batch system's
+    Column("name", Text, nullable=False),
+    Column("cores", Integer, nullable=False),
+    Index("ix_work_ended", "ended"),
+)
+
+flashes = Table(  # operators' standing requests
+    "flashes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("provider", Text, nullable=False),  # empty: any
+    Column("cores", Integer, nullable=False),
+    Column("asked", Instant, nullable=False),
+    Column("ends", Instant, nullable=False),
+    Column("max_cost", Money),
+    Column("cancelled", Instant),
+    Index("ix_flashes_ends", "ends"),
 )
 
 meta = Table(

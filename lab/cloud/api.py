@@ -2,7 +2,8 @@
 
 It reads the EC2 query protocol, checks the signature, throttles, applies the faults that concern
 requests, and answers errors as EC2 does. Beside the API it has, for whoever drives the lab:
-`GET /_lab/state`, `GET` and `POST /_lab/faults`, `POST /_lab/interrupt`.
+`GET /_lab/state`, `GET` and `POST /_lab/faults`, `POST /_lab/interrupt`,
+`POST /_lab/rebalance`.
 """
 
 from __future__ import annotations
@@ -154,6 +155,9 @@ class Api:
                 return _json(self._faults.shown())
             if path == "/_lab/interrupt" and method == "POST" and self._interrupt is not None:
                 self._interrupt(str(given["instance"]), float(given.get("notice_s", 120)))
+                return _json({})
+            if path == "/_lab/rebalance" and method == "POST":
+                self._backend.recommend_rebalance(str(given["instance"]))
                 return _json({})
             if path == "/_lab/state":
                 self._ready()

@@ -82,6 +82,8 @@ class MotoEc2:
         self._late_tags: list[tuple[datetime, list[str], dict[str, str]]] = []
         self._after_off: dict[str, str] = {}  # instance -> state once the machine is off
         self._interrupted: dict[str, datetime] = {}
+        self._rebalance: dict[str, datetime] = {}
+        self.on_spot_start: Callable[[str], None] = lambda _instance: None
         self._backend: Any = None
         self.models: dict[str, Any] = {}  # botocore's descriptions, read once
 
@@ -334,6 +336,8 @@ class MotoEc2:
                 kind = TYPES[instance.instance_type]
                 now = self._clock()
                 self.ledger.start(instance_id, kind.name, kind.price_per_hour, now)
+                if instance.lifecycle == "spot":
+                    self.on_spot_start(instance_id)
 
     def powered_off(self, instance_id: str, *, by_guest: bool = False) -> None:
         """The machine is off and gone, by our will, by the guest's, or because it broke."""
@@ -373,6 +377,12 @@ class MotoEc2:
             self._known([instance_id])
             self._interrupted[instance_id] = at
 
+    def recommend_rebalance(self, instance_id: str) -> None:
+        """Say, in the metadata, that the machine is more likely than others to be taken away."""
+        with self.lock:
+            self._known([instance_id])
+            self._rebalance[instance_id] = self._clock()
+
     def take_back(self, instance_id: str) -> None:
         """End an interrupted instance, as EC2 does when the notice is over."""
         with self.lock:
@@ -407,7 +417,11 @@ class MotoEc2:
                     continue
                 nic = instance.nics[0]
                 if nic.private_ip_address == address:
-                    return snapshot.metadata(instance, self._interrupted.get(instance.id))
+                    return snapshot.metadata(
+                        instance,
+                        self._interrupted.get(instance.id),
+                        self._rebalance.get(instance.id),
+                    )
         return None
 
 

@@ -100,6 +100,7 @@ class LabCloud:
             clock=clock,
         )
         self._hypervisor.on = self.backend.powered_on
+        self.backend.on_spot_start = self._spot_started
         self._hypervisor.gone = self._gone
         self.api = Api(
             self.backend,
@@ -239,9 +240,20 @@ class LabCloud:
     def interrupt(self, instance_id: str, notice: timedelta = NOTICE) -> None:
         """Take a spot instance back: metadata says so at once, it ends after `notice`."""
         self.backend.interrupt(instance_id, self._clock() + notice)
-        timer = threading.Timer(
-            notice / timedelta(seconds=1), self.backend.take_back, [instance_id]
-        )
+        self._later(notice, self.backend.take_back, instance_id)
+
+    def _spot_started(self, instance_id: str) -> None:
+        after = self.faults.interrupt_spot_after
+        if after > 0:
+            notice = timedelta(seconds=self.faults.interruption_notice)
+            self._later(timedelta(seconds=after), self._take_if_there, instance_id, notice)
+
+    def _take_if_there(self, instance_id: str, notice: timedelta) -> None:
+        if self.backend.states().get(instance_id) == "running":
+            self.interrupt(instance_id, notice)
+
+    def _later(self, after: timedelta, act: Callable[..., None], *arguments: Any) -> None:
+        timer = threading.Timer(after / timedelta(seconds=1), act, arguments)
         timer.daemon = True
         self._timers.append(timer)
         timer.start()

@@ -38,6 +38,8 @@ class Faults:
     api_down: every request gets HTTP 503 without an EC2 error in it.
     launch_timeout_after_success: so many next RunInstances are done, but never answered.
     answer_delay: every request is answered that much later.
+    interrupt_spot_after: a spot instance gets its notice so long after it started; 0: never.
+    interruption_notice: and is taken back that much later.
     """
 
     throttle: Throttle | None = None
@@ -49,6 +51,8 @@ class Faults:
     api_down: bool = False
     launch_timeout_after_success: int = 0
     answer_delay: float = 0.0
+    interrupt_spot_after: float = 0.0
+    interruption_notice: float = 120.0
     changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def no_capacity(self, type_name: str = "*", zone: str = "*", *, limit: int = 0) -> None:

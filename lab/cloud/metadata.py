@@ -23,6 +23,8 @@ class Metadata:
     groups: tuple[str, ...] = ()
     user_data: bytes | None = None
     interrupted: datetime | None = None  # when a spot instance will be taken away
+    rebalance: datetime | None = None  # since when EC2 recommends to move what runs on it
+    spot: bool = False
     enabled: bool = True
     token_required: bool = True
     hop_limit: int = 1
@@ -46,6 +48,7 @@ def tree(data: Metadata) -> Mapping[str, bytes]:
         "ami-id": data.image,
         "hostname": data.hostname,
         "instance-id": data.instance,
+        "instance-life-cycle": "spot" if data.spot else "on-demand",
         "instance-type": data.type,
         "local-hostname": data.hostname,
         "local-ipv4": data.private_address,
@@ -59,6 +62,9 @@ def tree(data: Metadata) -> Mapping[str, bytes]:
     if data.public_address:
         items["public-ipv4"] = data.public_address
         items[f"{nic}/public-ipv4s"] = data.public_address
+    if data.rebalance is not None:
+        since = data.rebalance.strftime("%Y-%m-%dT%H:%M:%SZ")
+        items["events/recommendations/rebalance"] = json.dumps({"noticeTime": since})
     if data.interrupted is not None:
         when = data.interrupted.strftime("%Y-%m-%dT%H:%M:%SZ")
         items["spot/instance-action"] = json.dumps({"action": "terminate", "time": when})

@@ -63,7 +63,9 @@ def _interface(instance: Any, nic: Any) -> Interface:
     )
 
 
-def metadata(instance: Any, interrupted: datetime | None) -> Metadata:
+def metadata(
+    instance: Any, interrupted: datetime | None, rebalance: datetime | None = None
+) -> Metadata:
     """What an instance may know of itself."""
     nic, options = instance.nics[0], instance.metadata_options
     data = None if instance.user_data is None else base64.b64decode(str(instance.user_data))
@@ -79,6 +81,8 @@ def metadata(instance: Any, interrupted: datetime | None) -> Metadata:
         groups=tuple(sorted(g.name for g in nic.group_set)),
         user_data=data,
         interrupted=interrupted,
+        rebalance=rebalance,
+        spot=instance.lifecycle == "spot",
         enabled=options.http_endpoint != "disabled",
         token_required=options.http_tokens == "required",
         hop_limit=int(options.http_put_response_hop_limit or 1),

@@ -13,7 +13,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from burst.lrms.slurm import Result, Slurm
+from burst.lrms.command import Result
+from burst.lrms.slurm import Slurm
 from lab.farm import config, jobcomp, machine, nfs
 from lab.farm.config import Timing, User, Worker
 from lab.host import Host, LabError

@@ -18,6 +18,7 @@ import shutil
 import stat
 import struct
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def _module_bytes(path: Path) -> bytes:
     return data
 
 
-def boot_modules(kernel: Kernel) -> dict[str, bytes]:
+def boot_modules(kernel: Kernel, names: Sequence[str] = BOOT_MODULES) -> dict[str, bytes]:
     """The modules the initramfs loads, name -> content, in load order. Raises KernelError."""
     known = _dependencies(kernel)
     builtin = {
@@ -137,7 +138,7 @@ def boot_modules(kernel: Kernel) -> dict[str, bytes]:
         for line in (kernel.modules / "modules.builtin").read_text().splitlines()
     }
     files: dict[str, bytes] = {}
-    for name in BOOT_MODULES:
+    for name in names:
         if name in builtin:
             continue
         if name not in known:
@@ -224,7 +225,7 @@ def _keep(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def _busybox() -> bytes:
+def busybox() -> bytes:
     """A statically linked busybox; the dynamic one of the `busybox` package could not run in an
     initramfs.
     """
@@ -241,13 +242,13 @@ def initramfs(kernel: Kernel, directory: Path | None = None) -> Path:
     """The initramfs for `kernel`, made when it is not in the cache yet."""
     directory = (directory or cache_dir()) / "initramfs"
     modules = boot_modules(kernel)
-    busybox = _busybox()
+    static = busybox()
     archive = Cpio()
     for name in ("bin", "dev", "proc", "sys", "lower", "up", "newroot", "modules"):
         archive.directory(name)
     archive.device("dev/console", 5, 1)
     archive.file("init", INIT.encode(), 0o755)
-    archive.file("bin/busybox", busybox, 0o755)
+    archive.file("bin/busybox", static, 0o755)
     archive.file("modules.list", "\n".join(modules).encode() + b"\n")
     for name, data in modules.items():
         archive.file(f"modules/{name}", data)

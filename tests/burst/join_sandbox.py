@@ -58,6 +58,7 @@ class Metadata(ThreadingHTTPServer):
             self.socket.close()
             self.socket = listener
         self.silent_for = 0  # requests that get no answer, as soon after boot
+        self.items = {"local-ipv4": PRIVATE, "instance-life-cycle": "on-demand"}
 
     @property
     def url(self) -> str:
@@ -73,9 +74,10 @@ class _MetadataHandler(BaseHTTPRequestHandler):
         self._answer(200 if allowed and ttl else 503, "session")
 
     def do_GET(self) -> None:
+        assert isinstance(self.server, Metadata)
         genuine = self.headers.get("X-aws-ec2-metadata-token") == "session"
-        known = self.path == "/latest/meta-data/local-ipv4"
-        self._answer(200 if genuine and known else 401, PRIVATE)
+        found = self.server.items.get(self.path.removeprefix("/latest/meta-data/"))
+        self._answer(401 if not genuine else 404 if found is None else 200, found or "")
 
     def _answer(self, status: int, text: str) -> None:
         self.send_response(status)

@@ -8,12 +8,24 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from burst.join.bundle import Bundle, Command, Directory, File, Group, Mount, Program, Reach, User
+from burst.join import apply
+from burst.join.bundle import (
+    Bundle,
+    Command,
+    Directory,
+    File,
+    Group,
+    Mount,
+    Program,
+    Reach,
+    User,
+    Version,
+)
 from burst.join.userdata import UserDataError, inner_mac, user_data
 from burst.model import LeaseState
 from tests.burst.join_sandbox import LEASE, PRIVATE, Sandbox
@@ -384,3 +396,75 @@ def _group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+class TestNotices:
+    """What the provider says of taking the machine back reaches the gateway."""
+
+    def test_an_interruption_and_then_no_more(self, sandbox: Sandbox) -> None:
+        sandbox.metadata.items["instance-life-cycle"] = "spot"
+        assert sandbox.run() == 0, sandbox.console
+        assert sandbox.tokens.notices == []
+
+        action = '{"action": "terminate", "time": "2026-03-01T12:02:00Z"}'
+        sandbox.metadata.items["spot/instance-action"] = action
+
+        sandbox.wait_for(lambda: sandbox.tokens.notices != [])
+        asked = len(sandbox.tokens.heartbeats)
+        sandbox.wait_for(lambda: len(sandbox.tokens.heartbeats) > asked + 3)
+        ends = datetime(2026, 3, 1, 12, 2, tzinfo=UTC)
+        assert sandbox.tokens.notices == [(LEASE.id, ends)]
+
+    def test_a_recommendation_and_later_the_interruption(self, sandbox: Sandbox) -> None:
+        sandbox.metadata.items["instance-life-cycle"] = "spot"
+        sandbox.metadata.items["events/recommendations/rebalance"] = '{"noticeTime": "x"}'
+        assert sandbox.run() == 0, sandbox.console
+        sandbox.wait_for(lambda: sandbox.tokens.notices == [(LEASE.id, None)])
+
+        action = '{"action":"terminate","time":"2026-03-01T12:02:00Z"}'
+        sandbox.metadata.items["spot/instance-action"] = action
+
+        sandbox.wait_for(lambda: len(sandbox.tokens.notices) == 2)
+        assert sandbox.tokens.notices[1][1] is not None
+
+
+class TestPreflight:
+    @pytest.mark.parametrize(
+        ("said", "stage"),
+        [("slurm-wlm 22.05.8", ""), ("slurm 23.02.1", "version"), ("slurm 20.11.9", "version")],
+    )
+    def test_a_slurmd_the_farm_does_not_take(self, sandbox: Sandbox, said: str, stage: str) -> None:
+        wanted = Version("slurmd", ("echo", said), (21, 8), (22, 5), "slurmctld 22.05 takes")
+        sandbox.bundle = replace(sandbox.bundle, versions=(wanted,))
+        assert (sandbox.run() == 0) is not bool(stage), sandbox.console
+        report = sandbox.report()
+        assert report["ok"] is not bool(stage)
+        if stage:
+            assert report["stage"] == stage
+            assert "slurmctld 22.05 takes: 21.08 to 22.05" in report["detail"]
+
+
+def test_a_name_that_is_somebody_else() -> None:
+    names = [{"name": "localhost", "address": "192.0.2.9"}]
+    with pytest.raises(apply.Failed, match=r"must be 192\.0\.2\.9") as failed:
+        apply.names({"names": names})
+    assert failed.value.stage == "dns"
+    apply.names({"names": [{"name": "localhost", "address": "127.0.0.1"}]})
+
+
+def test_a_path_that_swallows_large_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = {"mtu": 1458, "reach": [{"address": "10.9.0.1", "port": 1, "name": "x"}]}
+    for passes, fails in (((64, 1458), False), ((64,), True), ((), False)):
+        monkeypatch.setattr(apply, "echoed", lambda _to, size, passes=passes: size in passes)
+        if not fails:
+            apply.path_mtu(bundle)
+            continue
+        with pytest.raises(apply.Failed, match="1458 bytes") as failed:
+            apply.path_mtu(bundle)
+        assert failed.value.stage == "mtu"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets are for root")
+@pytest.mark.parametrize("size", [64, 1457, 1458])
+def test_an_echo_comes_back(size: int) -> None:
+    assert apply.echoed("127.0.0.1", size)

@@ -61,7 +61,7 @@ class TestSlurmJoin:
         bundle = join.bundle(LEASE, ["burst-cms", "dvn"])
 
         assert [command.name for command in bundle.commands] == [
-            "hostname", "munged", "cgroup", "slurmd",
+            "hostname", "munged", "munge", "cgroup", "slurmd",
         ]  # fmt: skip
         assert bundle.commands[-1].argv == (
             "slurmd", "-Z", "-N", "cms-aws-5f5f5f5f", "--conf",

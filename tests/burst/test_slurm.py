@@ -12,7 +12,8 @@ import pytest
 
 from burst.lrms import slurm
 from burst.lrms.base import LrmsError, LrmsUnavailable
-from burst.lrms.slurm import Result, Slurm, Tuning
+from burst.lrms.command import Result
+from burst.lrms.slurm import Slurm, Tuning
 from burst.model import JobState, Node, NodeState
 
 DATA = Path(__file__).parent.parent / "data"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from burst.lrms import slurm_parse
 from burst.lrms.base import LrmsError, LrmsUnavailable
+from burst.lrms.slurm_records import JobRecord
 from burst.model import Job, JobState, Node, NodeState
 
 DATA = Path(__file__).parent.parent / "data"
@@ -289,3 +290,36 @@ def test_a_host_list_comes_back(numbers: list[int]) -> None:
 )
 def test_task_lists(text: str, tasks: tuple[tuple[int, ...], int | None]) -> None:
     assert slurm_parse.expand_tasks(text, 10) == tasks
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_quick_reading_is_the_careful_one(version: str) -> None:
+    """Of a whole answer, and of the same answer as objects with all their fields."""
+    text = recorded(version, "squeue-json")
+    quick = slurm_parse.answer("squeue", text, "jobs")
+    assert all(isinstance(item, JobRecord) for item in quick.items)
+    careful = slurm_parse.Answer("squeue", quick.version, tuple(json.loads(text)["jobs"]))
+    assert slurm_parse.jobs(quick, NOW) == slurm_parse.jobs(careful, NOW)
+
+
+@given(item=st.sampled_from(_JOB_ITEMS), data=st.data())
+def test_whatever_a_field_holds_both_readings_say_the_same(
+    item: dict[str, Any], data: st.DataObject
+) -> None:
+    changed = dict(item)
+    for key in data.draw(st.lists(st.sampled_from(sorted(item)), max_size=2)):
+        changed[key] = data.draw(_ODD | st.sampled_from([other.get(key) for other in _JOB_ITEMS]))
+    text = json.dumps({"jobs": [changed]})
+
+    def read(reply: slurm_parse.Answer) -> Any:
+        return complaint(lambda: slurm_parse.jobs(reply, NOW)) or slurm_parse.jobs(reply, NOW)
+
+    careful = slurm_parse.Answer("squeue", (0, 0), (json.loads(text)["jobs"][0],))
+    assert read(slurm_parse.answer("squeue", text, "jobs")) == read(careful)
+
+
+def test_not_a_number_is_read_by_the_careful_reader() -> None:
+    """22.05 writes NaN at times, which JSON has not."""
+    item = json.dumps(_JOB_ITEMS[0])[:-1] + ', "billable_tres": NaN}'
+    reply = slurm_parse.answer("squeue", f'{{"jobs": [{item}]}}', "jobs")
+    assert len(slurm_parse.jobs(reply, NOW)) == 1

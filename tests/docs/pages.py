@@ -32,7 +32,13 @@ READS = frozenset(
         ("burst", "jobs"),
         ("burst", "explain"),
         ("burst", "plan"),
+        ("burst", "cost"),
+        ("burst", "usage"),
+        ("burst", "history"),
+        ("burst", "top"),
         ("lab", "attack"),
+        ("hosts", "list"),
+        ("agent", "status"),
     }
 )
 CHANGES = frozenset(
@@ -45,7 +51,11 @@ CHANGES = frozenset(
         ("destroy",),
         ("gateway", "run"),
         ("burst", "drain"),
+        ("burst", "flash"),
         ("burst", "resume"),
+        ("burst", "mixed"),
+        ("hosts", "invite"),
+        ("agent", "run"),
     }
 )
 

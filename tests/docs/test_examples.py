@@ -99,8 +99,12 @@ def test_the_network_by_hand() -> None:
 def codes_in_the_source() -> set[str]:
     """The first word of every answer about a job or a pool, as `burst` gives it."""
     found = set()
-    for name in ("renting.py", "routing.py", "queue.py", "policy/demand.py"):
+    for name in ("renting.py", "routing.py", "queue.py", "policy/demand.py", "funds.py"):
         for node in ast.walk(ast.parse((ROOT / "burst" / name).read_text())):
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                first = node.value.elts[0]  # of `funds.no_money`: a code and its message
+                if isinstance(first, ast.Constant):
+                    found.add(str(first.value))
             if not isinstance(node, ast.Call):
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
@@ -151,7 +155,8 @@ def test_what_is_said_of_slurm_conf_is_what_the_lab_runs() -> None:
 
 def calls_of_the_provider() -> set[str]:
     """The AWS actions the EC2 provider uses, in the words of a policy."""
-    source = (ROOT / "burst/providers/ec2.py").read_text()
+    rooms = ("ec2.py", "ec2_prices.py")
+    source = "".join((ROOT / "burst/providers" / room).read_text() for room in rooms)
     names = set(re.findall(r'\.get_paginator\("(\w+)"\)', source))
     names |= set(re.findall(r"_ec2\(\)\.(?!get_paginator)(\w+)\(", source))
     actions = {"ec2:" + "".join(word.title() for word in name.split("_")) for name in names}

@@ -17,6 +17,7 @@ class Tokens:
     nonces: dict[str, str] = field(default_factory=dict)
     enrolments: list[str] = field(default_factory=list)
     reports: list[tuple[str, str, bool, str]] = field(default_factory=list)
+    notices: list[tuple[str, datetime | None]] = field(default_factory=list)
     heartbeats: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -49,6 +50,9 @@ class Tokens:
 
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
         self.reports.append((lease_id, stage, ok, detail))
+
+    def noticed(self, lease_id: str, ends: datetime | None, now: datetime) -> None:
+        self.notices.append((lease_id, ends))
 
     def seen(self, lease_id: str, now: datetime) -> bool:
         self.heartbeats.append(lease_id)

@@ -55,12 +55,30 @@ COMMANDS = {
         "tunnel",
         "gateway",
         "burst",
+        "hosts",
+        "agent",
     },
+    ("hosts",): {"list", "invite"},
+    ("agent",): {"run", "status"},
     ("tunnel",): {"probe"},
     ("gateway",): {"run", "status"},
-    ("burst",): {"status", "leases", "jobs", "explain", "drain", "resume", "plan"},
+    ("burst",): {
+        "status",
+        "leases",
+        "jobs",
+        "explain",
+        "drain",
+        "resume",
+        "plan",
+        "cost",
+        "usage",
+        "history",
+        "flash",
+        "top",
+        "mixed",
+    },
 }
-WITHOUT_JSON = {("gateway", "run"), ("capture",)}
+WITHOUT_JSON = {("gateway", "run"), ("agent", "run"), ("capture",)}
 
 
 def tree(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -169,8 +187,17 @@ ASKING = [
     ["burst", "plan"],
     ["burst", "explain", "100"],
     ["burst", "explain", "cms-aws"],
+    ["burst", "cost", "--by", "job"],
+    ["burst", "usage"],
+    ["burst", "history"],
+    ["burst", "history", "--events"],
+    ["burst", "flash"],
+    ["burst", "flash", "--cores", "4", "--for", "1h", "--tenant", "cms", "--quote"],
+    ["burst", "top"],
     ["burst", "drain", "--all"],
     ["burst", "resume"],
+    ["burst", "mixed", "farm-hv"],
+    ["burst", "mixed", "farm-hv", "off"],
 ]
 
 

@@ -74,12 +74,13 @@ def test_a_site_without_bursting_is_a_site() -> None:
 def test_every_number_of_the_policy_can_be_set() -> None:
     lines = []
     for field in fields(Policy):
-        value = "7m" if isinstance(field.default, timedelta) else 7
+        kinds = {timedelta: "7m", bool: "true"}
+        value = kinds.get(type(field.default), 7)
         lines.append(f"    {field.name}: {value}\n")
     text = RIGHT[: RIGHT.index("  policy:")] + "  policy:\n" + "".join(lines)
     policy = sitefile.parse(located.loads(text), Path("x")).policy
     for field in fields(Policy):
-        assert getattr(policy, field.name) in (timedelta(minutes=7), 7)
+        assert getattr(policy, field.name) in (timedelta(minutes=7), 7, True)
 
 
 @pytest.mark.parametrize(

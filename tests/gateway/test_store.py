@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from burst.model import Failure, FailureClass, Lease, LeaseState
+from burst.money.limits import Bound
 from gateway.enrolment import Refused
 from gateway.store import Joins, Store, StoreError
 from tests.gateway.leases import T0, lease, leases
@@ -90,14 +91,16 @@ def test_money_is_checked_again_when_a_lease_is_wanted(store: Store) -> None:
     store.save(lease(1, state=LeaseState.GONE, ended=T0, cost=Decimal(2)), T0)
     store.save(lease(2, reserved=Decimal(2)), T0)
     wish = lease(3, reserved=Decimal(1))
-    assert not store.want(wish, T0, limit=Decimal("4.99"), since=T0)
+    assert not store.want(wish, T0, bounds=[Bound(Decimal("4.99"), T0)])
     assert store.lease(wish.id) is None
-    assert store.want(wish, T0, limit=Decimal(5), since=T0)
-    assert not store.want(wish, T0, limit=Decimal(50), since=T0), "the id is known"
-    assert not store.want(lease(4, reserved=Decimal(1)), T0, limit=Decimal(5), since=T0)
-    assert store.want(lease(5), T0, limit=Decimal(0), since=T0), "what costs nothing always fits"
+    assert store.want(wish, T0, bounds=[Bound(Decimal(5), T0)])
+    assert not store.want(wish, T0, bounds=[Bound(Decimal(50), T0)]), "the id is known"
+    assert not store.want(lease(4, reserved=Decimal(1)), T0, bounds=[Bound(Decimal(5), T0)])
+    assert store.want(lease(5), T0, bounds=[Bound(Decimal(0), T0)]), (
+        "what costs nothing always fits"
+    )
     later = T0 + timedelta(seconds=1)
-    assert store.want(lease(6, reserved=Decimal(2)), T0, limit=Decimal(5), since=later)
+    assert store.want(lease(6, reserved=Decimal(2)), T0, bounds=[Bound(Decimal(5), later)])
     assert (store.spent("cms", T0), store.reserved("cms")) == (Decimal(2), Decimal(5))
 
 

@@ -1,0 +1,1 @@
+"""Our policy beside others on recorded queues: `./run bench policy`."""

@@ -1,0 +1,101 @@
+"""`./run bench policy`: mean bounded slowdown at equal cost, and what a clairvoyant might do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bench.policy import report
+from bench.policy.compare import Spent, at_cost, spent
+from bench.policy.experiment import (
+    CORE_HOUR,
+    LOADS,
+    OURS,
+    PRICES,
+    TRACES,
+    VALUES,
+    Point,
+    prepared,
+    run_all,
+    tasks,
+)
+from burst.simulate.bound import lower_bound
+
+OTHERS = ("never", "one-per-job", "utilisation", "cobald-linear")
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("policy", help="our policy beside others, on recorded queues")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw cost and slowdown there")
+    parser.add_argument("--jobs", type=int, help="only so many of each trace: does it run at all?")
+    parser.add_argument("--workers", type=int, help="processes; one for each core unless given")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    begin = time.monotonic()
+    todo = tasks(options.jobs)
+    points: list[Point] = []
+    for done, point in enumerate(run_all(todo, options.workers), start=1):
+        points.append(point)
+        if done % 50 == 0:
+            sys.stderr.write(f"bench: {done} results after {time.monotonic() - begin:.0f} s\n")
+    rows = compare(points, options.jobs)
+    report.table(rows)
+    if options.json:
+        figures = {
+            "rows": rows,
+            "points": [_flat(point) for point in points],
+            "settings": {"loads": LOADS, "core_hour": CORE_HOUR, "prices": PRICES},
+            "seconds": round(time.monotonic() - begin, 1),
+        }
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if options.plots:
+        report.plots(points, options.plots)
+    return 0
+
+
+def compare(points: list[Point], jobs: int | None = None) -> list[dict[str, Any]]:
+    """For each trace, load and price model: ours, and every other at what ours cost."""
+    rows: list[dict[str, Any]] = []
+    names = sorted(path.name for path in TRACES.glob("*.swf.gz"))
+    for name, load, prices, value in product(names, LOADS, PRICES, VALUES):
+        here = [p for p in points if (p.task.trace, p.task.load, p.prices) == (name, load, prices)]
+        ours = [
+            Spent(p.cost, p.outcome.bsld, p.outcome.mean_wait)
+            for p in here
+            if p.task.policy == OURS and p.task.knobs == (("value", value),)
+        ]
+        if not ours:
+            continue
+        bound = lower_bound(prepared(name, load, jobs), ours[0].cost, CORE_HOUR)
+        found = {OURS: ours[0]}
+        found |= {other: at_cost(spent(here, other), ours[0].cost) for other in OTHERS}
+        for policy, one in found.items():
+            rows.append(
+                {
+                    "trace": name.removesuffix(".swf.gz"),
+                    "load": load,
+                    "prices": prices,
+                    "policy": policy,
+                    "cost": round(one.cost, 2),
+                    "mean_wait": round(one.mean_wait, 1),
+                    "bsld": round(one.bsld, 4),
+                    "bound_bsld": round(bound, 4),
+                    "min_value": value,
+                }
+            )
+    return rows
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    task = asdict(point.task)
+    knobs = {"knobs": dict(point.task.knobs)}
+    return task | point.outcome.row() | knobs | {"prices": point.prices, "cost": point.cost}

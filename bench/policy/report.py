@@ -1,0 +1,79 @@
+"""The comparison as a table and as plots."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench.policy.compare import hull, spent
+from bench.policy.experiment import OURS, Point
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Slowdown of each policy at what ours costs; one line for each trace, load and price model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        key = (row["trace"], row["load"], row["prices"], row["min_value"])
+        cases[key][row["policy"]] = row
+    others = [name for name in next(iter(cases.values()), {}) if name != OURS]
+    drawn = Table(title="Mean bounded slowdown at equal cost")
+    for heading in ("trace", "load", "time sold", "min_value", "cost", "bound", OURS, *others):
+        drawn.add_column(heading, justify="left" if heading == "trace" else "right")
+    drawn.add_column("best?")
+    better = 0
+    for key, found in cases.items():
+        ours = found[OURS]
+        wins = all(ours["bsld"] < found[name]["bsld"] for name in others)
+        better += wins
+        drawn.add_row(
+            key[0][:14],
+            f"{key[1]:.1f}",
+            key[2],
+            key[3],
+            f"{ours['cost']:.0f}",
+            f"{ours['bound_bsld']:.2f}",
+            f"{ours['bsld']:.2f}",
+            *(f"{found[name]['bsld']:.2f}" for name in others),
+            "yes" if wins else "NO",
+        )
+    console = Console(width=130)
+    console.print(drawn)
+    ratios = [found[OURS]["bsld"] / found[OURS]["bound_bsld"] for found in cases.values()]
+    console.print(
+        f"Ours is better than every other policy at equal cost in {better} of {len(cases)} cases; "
+        f"it is {min(ratios, default=1):.2f} to {max(ratios, default=1):.2f} times the clairvoyant "
+        "bound, which no policy can reach."
+    )
+
+
+def plots(points: list[Point], directory: Path) -> None:
+    """Cost and slowdown of every setting tried: a picture for each trace, load and price model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    directory.mkdir(parents=True, exist_ok=True)
+    cases: dict[tuple[str, float, str], list[Point]] = defaultdict(list)
+    for point in points:
+        cases[point.task.trace, point.task.load, point.prices].append(point)
+    for (trace, load, prices), here in cases.items():
+        figure, axes = pyplot.subplots(figsize=(7, 5))
+        for policy in sorted({point.task.policy for point in here} - {"never"}):
+            mine = spent((p for p in here if p.task.policy == policy), policy)
+            line = hull(mine if policy == OURS else spent(here, policy))
+            (drawn,) = axes.plot(
+                [one.cost for one in line], [one.bsld for one in line], label=policy
+            )
+            colour = drawn.get_color()
+            axes.scatter([p.cost for p in mine], [p.bsld for p in mine], s=12, color=colour)
+        axes.set(xlabel="cost", ylabel="mean bounded slowdown", yscale="log")
+        axes.set_title(f"{trace.removesuffix('.swf.gz')}, load {load}, time sold {prices}")
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(directory / f"{trace.removesuffix('.swf.gz')}-{load}-{prices}.png", dpi=120)
+        pyplot.close(figure)

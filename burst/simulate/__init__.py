@@ -1,0 +1,1 @@
+"""Whole bursts in virtual time: recorded queues, model providers, and the production `decide`."""

@@ -1,0 +1,1 @@
+"""Real virtual machines in the lab: libvirtd and QEMU (TCG) on lab hosts, and what guests boot."""

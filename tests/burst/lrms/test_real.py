@@ -1,0 +1,40 @@
+"""The contract suite against real daemons on lab hosts. Root, debootstrap, a mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.farm.gridengine import GridEngineCell
+from lab.farm.ground import RealGround
+from lab.farm.htcondor import HtCondorPool
+from tests.burst.lrms.contract import LrmsContract
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def condor() -> Iterator[HtCondorPool]:
+    with HtCondorPool() as pool:
+        yield pool
+
+
+class TestHtCondor(LrmsContract):
+    @pytest.fixture
+    def ground(self, condor: HtCondorPool) -> Iterator[RealGround]:
+        yield condor
+        condor.clear()
+
+
+@pytest.fixture(scope="module")
+def grid_engine() -> Iterator[GridEngineCell]:
+    with GridEngineCell() as cell:
+        yield cell
+
+
+class TestGridEngine(LrmsContract):
+    @pytest.fixture
+    def ground(self, grid_engine: GridEngineCell) -> Iterator[RealGround]:
+        yield grid_engine
+        grid_engine.clear()
