@@ -109,8 +109,8 @@ def place() -> Iterator[Place]:
 def test_a_cap_holds_both_ways_and_only_there(place: Place, where: str) -> None:
     capped = site(rate="20mbit") if where == "network" else site(port="20mbit")
     place.apply(capped)
-    assert place.cap("site", "capped") == pytest.approx(CAP, rel=0.1)
-    assert place.cap("capped", "site") == pytest.approx(CAP, rel=0.1)
+    assert place.cap("site", "capped") == pytest.approx(CAP, rel=0.2)
+    assert place.cap("capped", "site") == pytest.approx(CAP, rel=0.2)
     # The control: beside it, the same path without a cap carries more.
     assert place.rate("site", "free", 0.3) > 2 * CAP
     assert place.rate("free", "site", 0.3) > 2 * CAP
@@ -124,7 +124,7 @@ def test_changed_in_place_and_taken_away(place: Place) -> None:
     assert "~ rate of b-cms-farm: 20mbit => of b-cms-farm: 8mbit" in steps
     assert "- link r-cms-farm: ifb" in steps
     assert "fq_codel" in place.gw("tc qdisc show dev b-cms-farm")
-    assert place.cap("site", "capped") == pytest.approx(8e6, rel=0.1)
+    assert place.cap("site", "capped") == pytest.approx(8e6, rel=0.2)
     place.apply(site())
     for device in ("tap1", "b-cms-farm"):
         assert "tbf" not in place.gw(f"tc qdisc show dev {device}")

@@ -71,7 +71,7 @@ def test_traffic_passes_and_is_what_it_says(
     put_before(pair, before_a)
     pair.connect(a=declared[0], b=declared[1])
     with Sniffer(pair["near"], "mid") as wire:
-        assert pair.pings(tries=30), "no answer through the tunnel"
+        assert pair.pings(tries=120), "no answer through the tunnel"
         seen = {frame.protocol for frame in wire.frames() if frame.ethertype == 0x0800}
     assert seen == {protocol}
     assert pair.apply("a", pair.site("a", declared[0])).steps == ()  # at rest
@@ -94,7 +94,7 @@ def test_tcp_both_ways_over_a_narrow_path_without_icmp(
     put_before(pair, before_a)
     pair.connect(a=declared[0], b=declared[1])
     pair.set_ends(1500)
-    assert pair.pings(tries=30)
+    assert pair.pings(tries=120)
     assert pair.sends("a", "b", size)
     assert pair.sends("b", "a", size)
 
