@@ -34,6 +34,8 @@ def test_example_site_files_are_valid(path: Path) -> None:
 
 def merged(whole: Any, part: Any) -> Any:
     if isinstance(whole, dict) and isinstance(part, dict):
+        if part.get("type", whole.get("type")) != whole.get("type"):
+            return part  # another batch system or provider has other keys
         return {**whole, **{k: merged(whole.get(k), v) for k, v in part.items()}}
     return part
 
