@@ -76,7 +76,7 @@ class SlurmTrixie(RealGround):
 
     def start_machine(self, host: TreeHost, node: str, cores: int) -> None:
         self._prepare(host)
-        conf = f"NodeAddr={ADDRESSES[node]} CPUs={cores} RealMemory=2000 Feature={self.burst}"
+        conf = f"NodeAddr={self.addresses[node]} CPUs={cores} RealMemory=2000 Feature={self.burst}"
         host.run("slurmd", "-Z", "-N", node, "--conf", conf)
 
     def submit(self, *, cores: int = 1, held: bool = False, tasks: int = 0) -> list[str]:
