@@ -66,7 +66,7 @@ class SpotMarket:
     def admitted(
         self, params: Mapping[str, str], type_name: str, zone: str, at: datetime
     ) -> Decimal:
-        """The price of a spot request that may be served. Raises `ApiError` for one that may not."""
+        """The price of a spot request that is served; `ApiError` for one that is not."""
         text = params.get("InstanceMarketOptions.SpotOptions.MaxPrice", "")
         try:
             most = Decimal(text) if text else TYPES[type_name].price_per_hour
