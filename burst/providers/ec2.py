@@ -258,7 +258,7 @@ class Ec2Provider:
         found = self._listed([(f"tag:{key}", value) for key, value in marks.items()])
         young = [m for m in found if m.launched and self._clock() - m.launched < _ALL_LISTED]
         if not found or (len(found) < count and young):
-            raise Unreachable(f"{error}; not all of its machines are listed yet")
+            raise Unreachable(f"{error}; its machines are not listed yet")
         return found
 
     def _listed(self, filters: Sequence[tuple[str, str]]) -> tuple[Machine, ...]:
