@@ -25,27 +25,10 @@ from burst.actions import (
     Update,
     Want,
 )
-from burst.join.userdata import UserDataError
-from burst.leases import launch_failed, launched, launching
+from burst.launches import ASK_LATER, Launches, LeaseStore
 from burst.lrms.base import Lrms, LrmsError, LrmsUnavailable, Requeues
-from burst.model import FailureClass, Lease, LeaseState, Policy
-from burst.providers.base import LaunchRequest, Provider, ProviderError
-
-_ASK_LATER = (FailureClass.THROTTLED, FailureClass.LOST)
-
-
-class LeaseStore(Protocol):
-    """Where leases live. Each method is one transaction, durable when it returns."""
-
-    def lease(self, lease_id: str) -> Lease | None:
-        """The lease as stored."""
-
-    def want(self, lease: Lease) -> bool:
-        """Insert a new lease if its tenant's budget still has `lease.reserved`, checked in the
-        same transaction; False, and nothing stored, if not."""
-
-    def update(self, lease: Lease) -> None:
-        """Replace the lease by id, but keep the stored `drain_requested`."""
+from burst.model import Lease, Policy
+from burst.providers.base import Provider, ProviderError
 
 
 @runtime_checkable
@@ -87,7 +70,7 @@ class _Hands:
                 self.store.update(lease)
                 return ""
             case Launch(lease_id):
-                return self._launch(lease_id)
+                return self.launch_all([Launch(lease_id)])[0].error
             case Terminate(provider, machine_ids, _):
                 return self._terminate(provider, machine_ids)
             case Admit(registered):
@@ -135,48 +118,15 @@ class _Hands:
         error = self._told(call)
         return [Outcome(route, error or refused.get(route.job_id, "")) for route in routes]
 
-    def _launch(self, lease_id: str) -> str:
-        """Write down that we ask, ask, write down the answer. Killed in between, the next round
-        finds the machine by its tag, or repeats the request under the same id."""
-        before = self.store.lease(lease_id)
-        if before is None or before.state is not LeaseState.WANTED:
-            return f"lease {lease_id} is not wanted (any more)"
-        if before.provider in self.busy:
-            return self.busy[before.provider]
-        provider = self.providers[before.provider]
-        try:
-            user_data = self.user_data(before)
-        except UserDataError as error:  # wrong in the site file: nothing was asked of anybody
-            now = self.clock()
-            failed = launch_failed(before, FailureClass.CONFIG, str(error), self.policy, now)
-            self.store.update(failed)
-            return str(error)
-        request = LaunchRequest(
-            lease_id=before.id,
-            tenant=before.tenant,
-            pool=before.pool,
-            type=before.type,
-            zone=before.zone,
-            name=before.node,
-            user_data=user_data,
-            spot=before.spot,
-            max_price=before.price_per_hour if before.spot else None,
-            network=before.network,
-            address=before.address,
+    def launch_all(self, launches: Sequence[Launch]) -> list[Outcome]:
+        """All launches of a decision; many of a kind with one call where the provider can."""
+        if not launches:
+            return []
+        work = Launches(
+            self.store, self.providers, self.user_data, self.policy, self.clock, self.busy
         )
-        asked = launching(before, self.clock())
-        self.store.update(asked)
-        try:
-            machine = provider.launch(request)
-        except ProviderError as error:
-            text = str(error) or type(error).__name__
-            now = self.clock()
-            self.store.update(launch_failed(before, error.kind, text, self.policy, now))
-            if error.kind in _ASK_LATER:
-                self.busy[before.provider] = text
-            return text
-        self.store.update(launched(asked, machine, self.clock()))
-        return ""
+        problems = work.all([launch.lease_id for launch in launches])
+        return [Outcome(launch, problems.get(launch.lease_id, "")) for launch in launches]
 
     def _terminate(self, name: str, machine_ids: Sequence[str]) -> str:
         if name in self.busy:
@@ -185,7 +135,7 @@ class _Hands:
             self.providers[name].terminate(machine_ids)
         except ProviderError as error:
             text = str(error) or type(error).__name__
-            if error.kind in _ASK_LATER:
+            if error.kind in ASK_LATER:
                 self.busy[name] = text
             return text
         return ""
@@ -206,7 +156,14 @@ def apply(
     hands = _Hands(store, lrms, providers, user_data, policy, clock)
     outcomes: list[Outcome] = []
     routes: list[Route] = []
+    launches: list[Launch] = []
     for action in _gathered(actions):
+        if isinstance(action, Launch):
+            launches.append(action)  # a handful of calls, when all they need is stored
+            continue
+        if launches and isinstance(action, Terminate):
+            outcomes.extend(hands.launch_all(launches))
+            launches.clear()
         if isinstance(action, Route):
             routes.append(action)
             continue
@@ -214,6 +171,7 @@ def apply(
         routes.clear()
         outcomes.append(Outcome(action, hands.act(action)))
     outcomes.extend(hands.route_all(routes))
+    outcomes.extend(hands.launch_all(launches))
     return tuple(outcomes)
 
 

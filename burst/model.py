@@ -129,6 +129,8 @@ class Machine:
     public_address: str = ""  # what the gateway's tunnel must name as remote
     launched: datetime | None = None
     ended: datetime | None = None  # when it stopped costing money, where the provider says so
+    batch: str = ""  # the batch it was launched in, and its place there; see burst/batches.py
+    index: int = 0
 
 
 class LeaseState(StrEnum):
@@ -217,6 +219,9 @@ class Lease:
     unit: str = ""  # of all its amounts; see `Offer.unit`
     flash: str = ""  # the flash request it was rented for
     taken_back: datetime | None = None  # when the provider will end its machine, as announced
+    batch: str = ""  # it is asked for with others, by one call; see burst/batches.py
+    batch_index: int = 0
+    batch_size: int = 0
 
     @property
     def account(self) -> str:

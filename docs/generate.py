@@ -156,6 +156,8 @@ def _tables(where: str, model: type[BaseModel]) -> Iterator[str]:
         key = info.alias or name
         path = f"{where}.{key}" if where else key
         inner = _models_in(path, info.annotation)
+        if info.discriminator:  # a union's members are told apart by their type
+            inner = [(f"{found} ({_tag_of(member)})", member) for found, member in inner]
         below += inner
         see = "see " + " or ".join(f"`{found}`" for found, _ in inner)
         kind = see if inner else kind_of(info.annotation, info.metadata)

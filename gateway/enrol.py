@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from burst.join.bundle import Bundle
 from gateway.enrolment import Enrolment, Refused, TokenStore
@@ -36,8 +36,9 @@ class EnrolServer(HttpsServer):
         limits: Limits | None = None,
         listener: socket.socket | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        token_lifetime: timedelta = timedelta(minutes=30),
     ) -> None:
-        self._enrolment = Enrolment(secret, store, bundle, clock)
+        self._enrolment = Enrolment(secret, store, bundle, clock, token_lifetime)
         super().__init__(
             self._enrolment,
             address=address,

@@ -1,5 +1,6 @@
 """How a booted machine proves which lease it is, and fetches what it needs to join.
 
+    POST /claim   {"token", "nonce", "index"}     -> 200 which lease this machine of a batch is
     POST /enrol   {"token", "nonce"}              -> 200 the bundle, and a session key
     POST /report  {"stage", "ok", "detail"}       -> 204
     POST /notice  {"ends"}                        -> 204: the provider takes the machine back
@@ -17,11 +18,12 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from burst.join.bundle import Bundle, BundleError
-from burst.model import FailureClass
+from burst.join.userdata import inner_mac
+from burst.model import FailureClass, Lease
 from gateway.tokens import SiteSecret, token_hash
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,9 @@ class TokenStore(Protocol):
         expiry; a lease later than JOINED; a JOINED one by an unbound token. Refused with `retry`,
         and left unbound: a lease still WANTED or REQUESTED (the machine was faster than our loop).
         """
+
+    def member(self, batch: str, index: int) -> Lease | None:
+        """The lease at this place of a batch."""
 
     def enrolled(self, lease_id: str, now: datetime) -> None:
         """The bundle is about to be handed out."""
@@ -113,7 +118,9 @@ class Enrolment:
         store: TokenStore,
         bundle: Callable[[str], Bundle],
         clock: Callable[[], datetime],
+        token_lifetime: timedelta = timedelta(minutes=30),
     ) -> None:
+        self._token_lifetime = token_lifetime
         self._secret = secret
         self._store = store
         self._bundle = bundle
@@ -127,6 +134,8 @@ class Enrolment:
         """The answer to one request; `bearer` is empty when there is no such header."""
         try:
             match method, path:
+                case "POST", "/claim":
+                    return self._claim(body, peer)
                 case "POST", "/enrol":
                     return self._enrol(body, peer)
                 case "POST", "/report":
@@ -136,7 +145,7 @@ class Enrolment:
                 case "GET", "/alive":
                     return self._alive(bearer)
                 case _:
-                    raise RequestError(404, "there is only /enrol, /report, /notice and /alive")
+                    raise RequestError(404, "there is /claim, /enrol, /report, /notice and /alive")
         except RequestError as error:
             if error.status == 403:
                 self.refusals += 1
@@ -167,6 +176,32 @@ class Enrolment:
                 **bundle.to_json(),
             },
         )
+
+    def _claim(self, body: Mapping[str, Any], peer: str) -> Answer:
+        """Machines of a batch have one user data, and are told apart by their launch index. Each
+        place in a batch is given to the first who claims it, like a token."""
+        token, index = body.get("token"), body.get("index")
+        batch = self._secret.batch_of_token(token) if isinstance(token, str) else None
+        if batch is None:
+            raise RequestError(403, "the token is not recognised")
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise RequestError(400, "index: the machine's launch index is needed")
+        lease = self._store.member(batch, index)
+        if lease is None:
+            raise RequestError(403, f"batch {batch} has no place {index}")
+        own = self._secret.token(lease.id)
+        asked = lease.attempted or lease.wanted
+        self._store.mint(lease.id, token_hash(own), asked + self._token_lifetime)
+        self._redeem({"token": own, "nonce": body.get("nonce")}, peer)
+        said = {
+            "lease": lease.id,
+            "node": lease.node,
+            "key": lease.gre_key,
+            "mac": inner_mac(lease.address),
+            "address": lease.address,
+            "token": own,
+        }
+        return Answer(200, said)
 
     def _report(self, bearer: str, body: Mapping[str, Any], peer: str) -> Answer:
         lease_id = self._session(bearer) if bearer else self._redeem(body, peer)

@@ -20,10 +20,11 @@ from burst.lrms.base import Lrms
 from burst.model import Lease
 from burst.money.prices import PriceFileError, Pricing, read_price_file
 from burst.providers.base import Misconfigured, Provider
+from burst.providers.ec2 import LAUNCH_AT_ONCE
 from gateway.enrol import EnrolServer
 from gateway.hosts.keeper import HostKeeper, make_hosts
 from gateway.hypervisors import Libvirt
-from gateway.loops.lending import LazyProvider, Switch
+from gateway.loops.lending import LazyBatches, LazyProvider, Switch
 from gateway.loops.network import Agent
 from gateway.sections import BurstConfig, Ec2
 from gateway.sitefile import SiteFile
@@ -87,7 +88,7 @@ def _provider(file: SiteFile, name: str) -> Provider:
         made = LazyProvider(name, lambda: libvirt_provider(file, name, config, switch), pricing)
         made.switch = switch if config.mixed else None
         return made
-    return LazyProvider(name, lambda: ec2_provider(file, name), pricing)
+    return LazyBatches(name, lambda: ec2_provider(file, name), LAUNCH_AT_ONCE, pricing)
 
 
 def pricing_of(file: SiteFile, name: str) -> Pricing:
@@ -204,8 +205,10 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         return recipe.bundle(lease, features=(pool.partition, *pool.features))
 
     def make_user_data(lease: Lease) -> str:
-        token = secret.token(lease.id)
-        store.joins.mint(lease.id, token_hash(token), utc_now() + gateway.enrol.token_lifetime)
+        token = secret.batch_token(lease.batch) if lease.batch else secret.token(lease.id)
+        if not lease.batch:  # a machine of a batch gets its lease's token when it claims it
+            expires = utc_now() + gateway.enrol.token_lifetime
+            store.joins.mint(lease.id, token_hash(token), expires)
         network = file.site.network(lease.tenant, lease.network)
         inner = ip_address(lease.address)
         length = next(prefix.prefixlen for prefix in network.prefix if inner in prefix)
@@ -233,5 +236,6 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         store=store.joins,
         bundle=bundle,
         clock=utc_now,
+        token_lifetime=gateway.enrol.token_lifetime,
     )
     return Joining(make_user_data, server)

@@ -56,6 +56,14 @@ class SiteSecret:
         """What goes into the user data of the lease's machine."""
         return self._sign("token", lease_id)
 
+    def batch_token(self, batch: str) -> str:
+        """What goes into the user data of all machines of a batch."""
+        return self._sign("batch", batch)
+
+    def batch_of_token(self, text: str) -> str | None:
+        """The batch a genuine token is for; None for anything else. Constant time."""
+        return self._verify("batch", text)
+
     def session(self, lease_id: str) -> str:
         """What an enrolled machine shows with every later request."""
         return self._sign("session", lease_id)

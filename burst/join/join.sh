@@ -161,6 +161,35 @@ bring_up_interface() { # of a machine in the network itself: its one interface h
     return 1
 }
 
+claim() { # which lease of its batch this machine is: into LEASE NODE KEY MAC ADDRESS TOKEN
+    local limit try=1 status index
+    index=$(metadata ami-launch-index) && [[ $index =~ ^[0-9]+$ ]] || return 1
+    uptime_now
+    limit=$((now + WATCHDOG))
+    printf '{"token": "%s", "nonce": "%s", "index": %s}' "$BATCH" "$nonce" "$index" \
+        >"$run/request.json"
+    while uptime_now && ((now < limit)); do
+        status=$(ask /claim "$run/claim.json" --data-binary @"$run/request.json")
+        case $status in
+            200)
+                read -r LEASE NODE KEY MAC ADDRESS TOKEN < <(python3 -c 'import json, sys
+said = json.load(open(sys.argv[1]))
+print(*(said[name] for name in ("lease", "node", "key", "mac", "address", "token")))' "$run/claim.json")
+                [[ -n $TOKEN ]]
+                return
+                ;;
+            400 | 403)
+                power_off "the gateway refuses: $(<"$run/claim.json")"
+                exit 1
+                ;;
+            *) say "no place in the batch yet (status $status): again in $try s" ;;
+        esac
+        pause "$try"
+        ((try = try < 10 ? try * 2 : 15))
+    done
+    return 1
+}
+
 enrol() { # into $run/bundle.json; ends the machine when it is refused for good
     local limit try=1 status
     uptime_now
@@ -185,7 +214,7 @@ enrol() { # into $run/bundle.json; ends the machine when it is refused for good
     return 1
 }
 
-say "joining as $NODE for lease $LEASE"
+[[ -n $BATCH ]] || say "joining as $NODE for lease $LEASE"
 missing=
 for program in curl flock ip python3 shutdown sleep; do
     command -v "$program" >/dev/null || missing+=" $program"
@@ -214,6 +243,10 @@ else
     own_address || fail metadata "no private address from the metadata service at $METADATA"
     notices </dev/null >/dev/null 2>>"$log" &
     deny_metadata || fail metadata "the jobs' users cannot be kept from $METADATA: ip rule failed"
+    if [[ -n $BATCH ]]; then
+        claim || fail enrol "no place in the batch from the gateway at $ENROL_URL"
+        say "joining as $NODE for lease $LEASE"
+    fi
     modprobe ip_gre 2>>"$log" || say "modprobe ip_gre failed: it may be built in"
     error=$(bring_up_tunnel 2>&1) || fail link "GRE tunnel $private to $GATEWAY: $error"
 fi

@@ -49,25 +49,20 @@ class JoinGateway:
 
 
 def user_data(lease: Lease, gateway: JoinGateway, token: str) -> str:
-    """The script for one lease: the same text whenever it is asked for.
+    """The script for one lease, or for all of its batch: the same text whenever it is asked for.
+    `token` is the lease's, or the batch's.
 
     That matters: EC2 recognises a repeated RunInstances only with identical parameters.
     Raises `UserDataError`.
     """
-    inner = _address("the lease's address", lease.address)
     settings = {
-        "LEASE": _matching("the lease's id", _LEASE, lease.id),
-        "NODE": _matching("the node's name", _NODE, lease.node),
+        **_own(lease, token),
         "GATEWAY": _address("the gateway's address", gateway.address),
         "DEVICE": DEVICE,
-        "KEY": str(_between("the GRE key", 1, 2**32 - 1, lease.gre_key)),
         "MTU": str(_between("the tunnel's MTU", 1280, 9216, gateway.mtu)),
-        "MAC": inner_mac(inner),
-        "ADDRESS": inner,
         "PREFIX_LENGTH": str(_between("the prefix length", 1, 32, gateway.prefix_length)),
         "ENROL_URL": _matching("the enrolment URL", _URL, gateway.enrol_url),
         "PIN": _matching("the pin", _PIN, gateway.pin),
-        "TOKEN": _matching("the token", _TOKEN, token),
         "METADATA": _matching("the metadata URL", _URL, gateway.metadata_url),
         "HEARTBEAT": str(_seconds("the heartbeat", gateway.heartbeat)),
         "WATCHDOG": str(_seconds("the watchdog's time", gateway.watchdog)),
@@ -81,6 +76,25 @@ def user_data(lease: Lease, gateway: JoinGateway, token: str) -> str:
     if size > SIZE_LIMIT:
         raise UserDataError(f"user data of {size} bytes: EC2 takes {SIZE_LIMIT}")
     return script
+
+
+def _own(lease: Lease, token: str) -> dict[str, str]:
+    """What distinguishes this machine; those of a batch are alike, and ask who they are."""
+    if lease.batch:
+        token = _matching("the batch's token", _TOKEN, token)
+        return dict.fromkeys(("LEASE", "NODE", "KEY", "MAC", "ADDRESS", "TOKEN"), "") | {
+            "BATCH": token
+        }
+    inner = _address("the lease's address", lease.address)
+    return {
+        "LEASE": _matching("the lease's id", _LEASE, lease.id),
+        "NODE": _matching("the node's name", _NODE, lease.node),
+        "KEY": str(_between("the GRE key", 1, 2**32 - 1, lease.gre_key)),
+        "MAC": inner_mac(inner),
+        "ADDRESS": inner,
+        "TOKEN": _matching("the token", _TOKEN, token),
+        "BATCH": "",
+    }
 
 
 def inner_mac(address: str) -> str:

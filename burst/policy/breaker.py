@@ -110,7 +110,7 @@ def offer_blocked_until(
             worked = max(worked, lease.joined) if worked else lease.joined
     since = max((t for t in (worked, forgiven) if t is not None), default=None)
     in_row = [instant for instant in failed if since is None or instant > since]
-    ends = [max(in_row) + backoff(len(in_row), policy)] if in_row else []
+    ends = [max(in_row) + backoff(len(set(in_row)), policy)] if in_row else []
     ends += [taken] if taken else []
     return max((end for end in ends if end > now), default=None)
 

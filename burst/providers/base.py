@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from burst.model import FailureClass, Machine, Offer
 
@@ -77,3 +77,16 @@ class Provider(Protocol):
 
     def terminate(self, machine_ids: Sequence[str]) -> None:
         """Return machines; those already gone are no error."""
+
+
+@runtime_checkable
+class LaunchesMany(Protocol):
+    """A provider that starts many machines of a kind with one call."""
+
+    @property
+    def at_once(self) -> int:
+        """How many at most."""
+
+    def launch_many(self, request: LaunchRequest, count: int) -> Sequence[Machine]:
+        """Start up to `count` machines, at least one; idempotent by `lease_id`, the batch's name
+        here. Each machine has its `batch` and its `index` in it, from 0 without a gap."""

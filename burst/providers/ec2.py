@@ -26,7 +26,10 @@ from burst.model import Machine, MachineState, Offer
 from burst.providers import ec2_prices
 from burst.providers.base import LaunchRequest, Misconfigured, ProviderError, Unreachable
 from burst.providers.ec2_errors import provider_error
+from burst.providers.pace import Pace
 
+LAUNCH_AT_ONCE = 200  # machines a call; AWS advises against more in one request
+_ALL_LISTED = timedelta(minutes=10)  # EC2's lists lag by seconds, at times by minutes
 TERMINATE_AT_ONCE = 100  # machines a call; AWS recommends small batches, and allows 1,000
 _STATES = {
     "pending": MachineState.PENDING,
@@ -94,6 +97,7 @@ class Ec2Provider:
         self._pricing = pricing
         self._given = client is not None
         self._clock = clock
+        self._pace = Pace(clock)
         self._read_at: int | None = None  # the credentials file's time of change when it was read
         self._shapes: dict[str, _Shape] = {}
         self._prices: dict[str, Decimal] = {}
@@ -152,18 +156,37 @@ class Ec2Provider:
     def launch(self, request: LaunchRequest) -> Machine:
         """RunInstances for exactly one machine. Repeated with the same lease and parameters it
         returns the same machine. `Unreachable` leaves open whether there is one."""
-        tags = [
-            {"Key": "Name", "Value": request.name},
-            {"Key": "dvn:lease", "Value": request.lease_id},
-            {"Key": "dvn:pool", "Value": request.pool},
-            {"Key": "dvn:tenant", "Value": request.tenant},
-            {"Key": "dvn:site", "Value": self.config.site},
-        ]
+        found = self._run(request, 1, {"dvn:lease": request.lease_id})
+        if not found:
+            raise Unreachable(f"the machine of lease {request.lease_id} is not listed yet")
+        return found[0]
+
+    @property
+    def at_once(self) -> int:
+        return LAUNCH_AT_ONCE
+
+    def launch_many(self, request: LaunchRequest, count: int) -> Sequence[Machine]:
+        """RunInstances for up to `count` machines of one batch, and at least one. They are told
+        apart by their launch index, since all parameters, tags too, are the same for all."""
+        found = self._run(request, count, {"dvn:batch": request.lease_id})
+        return sorted(found, key=lambda machine: machine.index)
+
+    def _run(
+        self, request: LaunchRequest, count: int, marks: Mapping[str, str]
+    ) -> Sequence[Machine]:
+        named = {
+            "Name": request.name,
+            **marks,
+            "dvn:pool": request.pool,
+            "dvn:tenant": request.tenant,
+            "dvn:site": self.config.site,
+        }
+        tags = [{"Key": key, "Value": value} for key, value in named.items()]
         parameters: dict[str, Any] = {
             "ImageId": self.config.image,
             "InstanceType": request.type,
             "MinCount": 1,
-            "MaxCount": 1,
+            "MaxCount": count,
             "ClientToken": request.lease_id,
             "UserData": request.user_data,  # boto3 encodes it
             "InstanceInitiatedShutdownBehavior": "terminate",
@@ -185,14 +208,15 @@ class Ec2Provider:
             parameters["InstanceMarketOptions"] = self._market(request)
         if self.config.key_name:
             parameters["KeyName"] = self.config.key_name
+        self._pace.take("RunInstances", count)
         try:
             with mapped():
                 reply = self._ec2().run_instances(**parameters)
         except ProviderError as error:
             if str(error).startswith("IdempotentParameterMismatch"):
-                return self._launched_before(request.lease_id, error)
+                return self._launched_before(marks, count, error)
             raise
-        return self._machine(reply["Instances"][0])
+        return tuple(self._machine(instance) for instance in reply["Instances"])
 
     def _market(self, request: LaunchRequest) -> dict[str, Any]:
         """A spot machine that is charged at most what was reserved for it: EC2 takes it back
@@ -214,6 +238,7 @@ class Ec2Provider:
             self._terminate(names[start : start + TERMINATE_AT_ONCE])
 
     def _terminate(self, names: list[str]) -> None:
+        self._pace.take("TerminateInstances", len(names))
         try:
             with mapped():
                 self._ec2().terminate_instances(InstanceIds=names)
@@ -225,12 +250,16 @@ class Ec2Provider:
                 for name in names:
                     self._terminate([name])
 
-    def _launched_before(self, lease_id: str, error: ProviderError) -> Machine:
-        """The token was used with other parameters: a machine exists, or existed."""
-        found = self._listed([("tag:dvn:lease", lease_id)])
-        if not found:
-            raise Unreachable(f"{error}; the machine of lease {lease_id} is not listed yet")
-        return found[0]
+    def _launched_before(
+        self, marks: Mapping[str, str], count: int, error: ProviderError
+    ) -> Sequence[Machine]:
+        """The token was used with other parameters: machines exist, or existed. Some of them may
+        not be listed yet; when the first is so old that all must be, these are all."""
+        found = self._listed([(f"tag:{key}", value) for key, value in marks.items()])
+        young = [m for m in found if m.launched and self._clock() - m.launched < _ALL_LISTED]
+        if not found or (len(found) < count and young):
+            raise Unreachable(f"{error}; its machines are not listed yet")
+        return found
 
     def _listed(self, filters: Sequence[tuple[str, str]]) -> tuple[Machine, ...]:
         wanted = [{"Name": name, "Values": [value]} for name, value in filters]
@@ -259,6 +288,8 @@ class Ec2Provider:
             id=instance["InstanceId"],
             provider=self.name,
             lease_id=tags.get("dvn:lease", ""),
+            batch=tags.get("dvn:batch", ""),
+            index=int(instance.get("AmiLaunchIndex", 0)),
             state=state,
             type=instance["InstanceType"],
             zone=instance.get("Placement", {}).get("AvailabilityZone", ""),

@@ -6,7 +6,7 @@ carry it in their names; two elements of our own in the domain's metadata say th
 keeps one element for each namespace ("Domain XML format", General metadata), hence two of them.
 
     <burst:lease site= id= pool= tenant= type= defined= started=/>    ours: which lease this is
-    <dvn:ports><dvn:port network="TENANT/NETWORK" mac= address=/>     for the network engine
+    <dvn:ports><dvn:port network="TENANT/NETWORK" mac= address= lease=/>   for the network engine
 
 The interface is a tap device without a bridge: no packet passes before the hypervisor's network
 engine, which reads `dvn:ports`, has put it into its network behind the port filter.

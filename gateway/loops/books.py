@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -61,6 +61,16 @@ class Books:
     def limits(self, account: str) -> tuple[Limit, ...]:
         """Of one account; none if it may borrow only what costs nothing."""
         return self._limits.get(account, ())
+
+    def update_all(self, leases: Sequence[Lease]) -> None:
+        changed = self._store.save_all(leases, self._clock())
+        for lease in changed:
+            log.info("event=lease lease=%s node=%s state=%s", lease.id, lease.node, lease.state)
+        if changed:
+            self._changed()
+
+    def members(self, batch: str) -> Sequence[Lease]:
+        return self._store.members(batch)
 
     def every(self) -> dict[str, tuple[Budget, ...]]:
         """Every limit of the site file as it stands now, by account."""

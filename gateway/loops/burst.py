@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from burst import execute
+from burst import batches, execute
 from burst.actions import Action, Decision, Update
 from burst.decide import decide
 from burst.lrms.base import Lrms, LrmsError
@@ -33,6 +33,7 @@ from gateway.store import Store
 log = logging.getLogger(__name__)
 
 FORGIVEN = "forgiven"  # the note in the store: failures up to this instant do not count
+WATCH = "watch"  # the note in the store: since when everybody was watched, and when last
 HOLD = "hold"  # the note in the store: why nothing new is rented
 
 
@@ -71,7 +72,9 @@ class BurstLoop:
         self._clock = clock
         self._timeout = answer_timeout.total_seconds()
         self._new_id = new_id
-        self._started = clock()
+        self._long = min(timedelta(seconds=30), policy.lost_timeout / 4)
+        self._started = self._watched_since(clock())
+        self._noted: datetime | None = None
         self._resumed = resumed
         self._rules = tuple(rules)
         self.answers = Answers()
@@ -81,7 +84,7 @@ class BurstLoop:
         self.failed: dict[str, str] = {}  # the actions of the last round that did not succeed
         # Shorter ones must not put off every time-out, or with a provider that throttles now and
         # then none would ever run out.
-        long_outage = min(timedelta(seconds=30), policy.lost_timeout / 4)
+        long_outage = self._long
         self._farm_source = Source(
             "lrms",
             self._snapshot,
@@ -117,6 +120,7 @@ class BurstLoop:
     def round(self) -> None:
         facts = self._gather()
         self.facts = facts
+        self._note_watch(facts)
         self._timesheet.look(facts)
         decision = self._decide(facts)
         self.answers.hear(decision.reasons, facts.now)
@@ -156,6 +160,7 @@ class BurstLoop:
         if farm is not None:
             self.farm = farm
         now = self._clock()
+        leases = self._store.leases(ended_since=now - self._policy.pause)
         heard = self._store.joins.heard()
         forgiven = self._store.notes().get(FORGIVEN, "")
         view = self._network()
@@ -163,9 +168,11 @@ class BurstLoop:
         return Facts(
             now=now,
             farm=farm,
-            leases=self._store.leases(ended_since=now - self._policy.pause),
+            leases=leases,
             providers={
-                name: facts or ProviderFacts(name, error=sources[name].error or "not asked yet")
+                name: _attributed(facts, leases)
+                if facts
+                else ProviderFacts(name, error=sources[name].error or "not asked yet")
                 for name, facts in lent.items()
             },
             links=view.links,
@@ -184,6 +191,24 @@ class BurstLoop:
             watching_since=self._watching_since(view),
             forgiven=datetime.fromisoformat(forgiven) if forgiven else None,
         )
+
+    def _watched_since(self, now: datetime) -> datetime:
+        """Since when machines are watched, over restarts that took but a moment: a daemon that is
+        killed again and again must still give up what never boots."""
+        since, _, last = self._store.notes().get(WATCH, "").partition(" ")
+        if last and now - datetime.fromisoformat(last) <= self._long:
+            return datetime.fromisoformat(since)
+        return now
+
+    def _note_watch(self, facts: Facts) -> None:
+        """Only when everybody answered: silence is no watching."""
+        silent = any(provider.machines is None for provider in facts.providers.values())
+        if silent or facts.farm is None or facts.network_error or facts.watching_since is None:
+            return
+        if self._noted is None or facts.now - self._noted >= self._long / 4:
+            since, now = facts.watching_since.isoformat(), facts.now.isoformat()
+            self._store.note(WATCH, f"{since} {now}")
+            self._noted = facts.now
 
     def _watching_since(self, view: NetworkView) -> datetime:
         """The end of the last long outage of anybody: nobody is late for the time nobody looked."""
@@ -233,6 +258,12 @@ def unix_groups(user: str) -> Collection[str]:
         return [grp.getgrgid(number).gr_name for number in numbers]
     except KeyError:
         return ()
+
+
+def _attributed(facts: ProviderFacts, leases: Sequence[Lease]) -> ProviderFacts:
+    if facts.machines is None:
+        return facts
+    return replace(facts, machines=batches.attributed(facts.machines, leases))
 
 
 def _patience(policy: Policy, rng: random.Random | None) -> Backoff:

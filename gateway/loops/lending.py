@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from burst.model import Machine, Offer, ProviderFacts
 from burst.money.prices import Pricing
-from burst.providers.base import LaunchRequest, Provider, ProviderError
+from burst.providers.base import LaunchesMany, LaunchRequest, Provider, ProviderError
 
 OFFERS_LAST = timedelta(minutes=5)  # prices and zones change seldom, and listing them is slow
 
@@ -64,6 +64,25 @@ class LazyProvider:
 
     def terminate(self, machine_ids: Sequence[str]) -> None:
         self._provider().terminate(machine_ids)
+
+
+class LazyBatches(LazyProvider):
+    """One that starts many machines with one call."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], LaunchesMany],
+        at_once: int,
+        pricing: Callable[[], Pricing] = Pricing,
+    ) -> None:
+        super().__init__(name, make, pricing)  # type: ignore[arg-type]
+        self.at_once = at_once
+
+    def launch_many(self, request: LaunchRequest, count: int) -> Sequence[Machine]:
+        provider = self._provider()
+        assert isinstance(provider, LaunchesMany)
+        return provider.launch_many(request, count)
 
 
 def _offers_last(provider: Provider | None) -> timedelta:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from burst.model import LeaseState
+from burst.model import Lease, LeaseState
 from gateway.enrolment import Refused
 from gateway.store import tables as t
 from gateway.store.engine import reading
@@ -83,6 +83,13 @@ class Joins:
                     .values(nonce=nonce, redeemed=now, peer=peer)
                 )
             return str(row.lease)
+
+    def member(self, batch: str, index: int) -> Lease | None:
+        """The lease at this place of a batch."""
+        query = select(t.leases).where(t.leases.c.batch == batch, t.leases.c.place == index)
+        with reading(self._engine) as c:
+            row = c.execute(query).mappings().first()
+        return None if row is None else lease_of(dict(row))
 
     def enrolled(self, lease_id: str, now: datetime) -> None:
         """The bundle is being handed out; the first time is what counts."""

@@ -27,6 +27,8 @@ def row_of(lease: Lease) -> dict[str, Any]:
         "ended": lease.ended,
         "reserved": lease.reserved,
         "drain_requested": lease.drain_requested,
+        "batch": lease.batch,
+        "place": lease.batch_index,
         "body": _DOCUMENT.dump_json(lease).decode(),
     }
 

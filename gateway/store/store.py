@@ -94,27 +94,21 @@ class Store:
         An operator's drain request in the database is never overwritten by an older copy.
         Returns whether the state changed.
         """
-        row = row_of(lease)
         with self._engine.begin() as c:
-            before = c.execute(
-                select(t.leases.c.state, t.leases.c.drain_requested).where(
-                    t.leases.c.id == lease.id
-                )
-            ).first()
-            if before is None:
-                c.execute(insert(t.leases).values(row))
-            else:
-                row["drain_requested"] = before.drain_requested or lease.drain_requested
-                c.execute(update(t.leases).where(t.leases.c.id == lease.id).values(row))
-            changed = before is None or before.state != lease.state.value
-            if changed:
-                why = (
-                    f"{lease.failure.kind.value}: {lease.failure.message}" if lease.failure else ""
-                )
-                add_event(c, at, lease.id, "state", lease.state.value, why)
-            if not lease.living:
-                settle(c, lease, at)
-        return changed
+            return _save(c, lease, at)
+
+    def save_all(self, leases: Sequence[Lease], at: datetime) -> list[Lease]:
+        """`save` for each, all in one transaction; returns those whose state changed."""
+        with self._engine.begin() as c:
+            return [lease for lease in leases if _save(c, lease, at)]
+
+    def members(self, batch: str, place: int | None = None) -> tuple[Lease, ...]:
+        """The leases of a batch, ended ones too, by their place in it; or the one at `place`."""
+        query = select(t.leases).where(t.leases.c.batch == batch).order_by(t.leases.c.place)
+        if place is not None:
+            query = query.where(t.leases.c.place == place)
+        with reading(self._engine) as c:
+            return tuple(lease_of(dict(row)) for row in c.execute(query).mappings())
 
     def request_drain(self, lease_id: str, reason: str, at: datetime) -> bool:
         """Note an operator's wish to return the machine. False: no such living lease."""
@@ -200,3 +194,22 @@ def _reserved(c: Connection, account: str) -> Decimal:
         and_(t.leases.c.account == account, t.leases.c.state.not_in(FINAL))
     )
     return sum(c.execute(query).scalars(), Decimal(0))
+
+
+def _save(c: Connection, lease: Lease, at: datetime) -> bool:
+    row = row_of(lease)
+    before = c.execute(
+        select(t.leases.c.state, t.leases.c.drain_requested).where(t.leases.c.id == lease.id)
+    ).first()
+    if before is None:
+        c.execute(insert(t.leases).values(row))
+    else:
+        row["drain_requested"] = before.drain_requested or lease.drain_requested
+        c.execute(update(t.leases).where(t.leases.c.id == lease.id).values(row))
+    changed = before is None or before.state != lease.state.value
+    if changed:
+        why = f"{lease.failure.kind.value}: {lease.failure.message}" if lease.failure else ""
+        add_event(c, at, lease.id, "state", lease.state.value, why)
+    if not lease.living:
+        settle(c, lease, at)
+    return bool(changed)

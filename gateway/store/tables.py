@@ -75,8 +75,11 @@ leases = Table(  # `body` is the whole lease; the columns beside it are what que
     Column("ended", Instant),
     Column("reserved", Money, nullable=False),
     Column("drain_requested", Text, nullable=False),  # the operator's: the body has no say in it
+    Column("batch", String(64), nullable=False),  # launched with others, or empty; and its place
+    Column("place", Integer, nullable=False),
     Column("body", Text, nullable=False),  # JSON of `burst.model.Lease`
     Index("ix_leases_state", "state"),
+    Index("ix_leases_batch", "batch"),
     Index("ix_leases_ended", "ended"),
 )
 

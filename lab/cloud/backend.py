@@ -20,6 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
@@ -34,6 +35,7 @@ from lab.cloud.metadata import Metadata
 from lab.cloud.network import Vpc
 from lab.cloud.pool import AddressPool
 from lab.cloud.query import Answer
+from lab.cloud.spot import SpotMarket
 from lab.cloud.types import TYPES
 
 STATES = {
@@ -69,6 +71,8 @@ class MotoEc2:
         self.region = region
         self.faults = faults
         self.ledger = Ledger()
+        self.market = SpotMarket(region)
+        self._spot_prices: dict[str, Decimal] = {}  # of the instances rented at one
         self.lock = threading.RLock()
         self.account = "".join(secrets.choice("123456789") for _ in range(12))
         self._machines = machines
@@ -133,6 +137,8 @@ class MotoEc2:
                 answer = self._shutdown_behavior(params)
             elif action == "GetConsoleOutput":
                 answer = self._console(params)
+            elif action == "DescribeSpotPriceHistory":
+                answer = self.market.describe(params, self._clock())
             else:
                 answer = self._ask_moto(params)
             self._settle()
@@ -217,6 +223,9 @@ class MotoEc2:
                 raise ApiError(
                     "InsufficientFreeAddressesInSubnet", f"{subnet_id} has not enough addresses"
                 )
+        spot_price: Decimal | None = None
+        if params.get("InstanceMarketOptions.MarketType") == "spot":
+            spot_price = self.market.admitted(params, type_name, zone, self._clock())
         most = min(most, self.faults.free_capacity(type_name, zone, self._running()))
         if most < least:
             raise errors.insufficient_capacity(type_name, zone)
@@ -224,6 +233,8 @@ class MotoEc2:
         now = self._clock()
         for instance in reservation.instances:
             self._instances[instance.id] = instance
+            if spot_price is not None:
+                self._spot_prices[instance.id] = spot_price
             _state(instance, "pending")
             instance.disable_api_termination = query.true(params.get("DisableApiTermination"))
             if self.faults.hide_new_for > 0:
@@ -335,7 +346,8 @@ class MotoEc2:
                 _state(instance, "running")
                 kind = TYPES[instance.instance_type]
                 now = self._clock()
-                self.ledger.start(instance_id, kind.name, kind.price_per_hour, now)
+                price = self._spot_prices.get(instance_id, kind.price_per_hour)
+                self.ledger.start(instance_id, kind.name, price, now)
                 if instance.lifecycle == "spot":
                     self.on_spot_start(instance_id)
 

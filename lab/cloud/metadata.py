@@ -25,6 +25,7 @@ class Metadata:
     interrupted: datetime | None = None  # when a spot instance will be taken away
     rebalance: datetime | None = None  # since when EC2 recommends to move what runs on it
     spot: bool = False
+    launch_index: int = 0
     enabled: bool = True
     token_required: bool = True
     hop_limit: int = 1
@@ -46,6 +47,7 @@ def tree(data: Metadata) -> Mapping[str, bytes]:
     nic = f"network/interfaces/macs/{data.mac}"
     items = {
         "ami-id": data.image,
+        "ami-launch-index": str(data.launch_index),
         "hostname": data.hostname,
         "instance-id": data.instance,
         "instance-life-cycle": "spot" if data.spot else "on-demand",

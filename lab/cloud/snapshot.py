@@ -83,6 +83,7 @@ def metadata(
         interrupted=interrupted,
         rebalance=rebalance,
         spot=instance.lifecycle == "spot",
+        launch_index=int(instance.ami_launch_index),
         enabled=options.http_endpoint != "disabled",
         token_required=options.http_tokens == "required",
         hop_limit=int(options.http_put_response_hop_limit or 1),

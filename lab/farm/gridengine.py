@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from burst.join.gridengine import machine_script
 from burst.lrms.gridengine import GridEngine
-from lab.farm.ground import ADDRESSES, USER, WAIT_PATH, RealGround
+from lab.farm.ground import USER, WAIT_PATH, RealGround
 from lab.farm.trees import Tree, TreeHost
 
 TREE = Tree(
@@ -174,6 +174,3 @@ def _changed(text: str, settings: dict[str, str]) -> str:
         name = line.partition(" ")[0]
         lines.append(f"{name} {settings[name]}" if name in settings else line)
     return "\n".join(lines) + "\n"
-
-
-__all__ = ["ADDRESSES", "GridEngineCell"]

@@ -43,6 +43,8 @@ class RealGround(ABC):
         self.tree.build()
         self.lab = Lab()
         self.hosts: dict[str, TreeHost] = {}
+        self._ports = 0
+        self.addresses = dict(ADDRESSES)  # in the farm's network, by host name
 
     def __enter__(self) -> Self:
         try:
@@ -98,16 +100,24 @@ class RealGround(ABC):
     def head(self) -> TreeHost:
         return self.hosts["head"]
 
-    def add_host(self, name: str) -> TreeHost:
+    def add_host(self, name: str, address: str = "") -> TreeHost:
+        """A host without daemons; every other host then knows its name."""
+        if address:
+            self.addresses[name] = address
         host = tree_host(self.lab, name, self.tree)
         self.hosts[name] = host
         switch = self.lab.hosts["switch"]
-        self.lab.link(host.host, "eth0", switch, name)
-        switch.run("ip", "link", "set", name, "master", "switch0", "up")
-        host.host.run("ip", "address", "add", f"{ADDRESSES[name]}/24", "dev", "eth0")
-        names = ((f"{n}{self.domain} {n}" if self.domain else n, a) for n, a in ADDRESSES.items())
-        known = "".join(f"{address} {name}\n" for name, address in names)
-        host.write("/etc/hosts", f"127.0.0.1 localhost\n{known}")
+        self._ports += 1
+        port = f"port{self._ports}"  # a host's name may be longer than an interface's
+        self.lab.link(host.host, "eth0", switch, port)
+        switch.run("ip", "link", "set", port, "master", "switch0", "up")
+        host.host.run("ip", "address", "add", f"{self.addresses[name]}/24", "dev", "eth0")
+        known = (
+            (f"{n}{self.domain} {n}" if self.domain else n, at) for n, at in self.addresses.items()
+        )
+        text = "127.0.0.1 localhost\n" + "".join(f"{at} {n}\n" for n, at in known)
+        for each in self.hosts.values():
+            each.write("/etc/hosts", text)
         host.write("/etc/hostname", f"{name}\n")
         host.write(WAIT_PATH, WAIT, 0o755)
         host.script(

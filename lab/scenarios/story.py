@@ -53,6 +53,7 @@ class Story:
         policy: Mapping[str, object] | None = None,
         max_machines: int = 4,
         budget: str = "5.00",
+        prices: Mapping[str, str] | None = None,
         gre_allowed: bool = True,
         warm_start: bool = False,
         tell: Callable[[str], None] = lambda line: None,
@@ -62,6 +63,7 @@ class Story:
         self._policy = {**site.LAB_POLICY, **(policy or {})}
         self._max_machines = max_machines
         self._budget = budget
+        self._prices = prices or {"c5.large": "0.1010"}
         self._gre_allowed = gre_allowed
         self._warm_start = warm_start
         self._tell = tell
@@ -150,7 +152,7 @@ class Story:
             image=account.image,
             subnet=account.subnet,
             security_group=account.security_group,
-            prices={"c5.large": "0.1010"},
+            prices=self._prices,
         )
 
     def write_site_file(self, **changes: Any) -> None:

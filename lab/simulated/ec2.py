@@ -274,10 +274,10 @@ class Ec2:
         world.may_die(f"before {action}")
         if world.chance(faults.outage):
             self.away_until = world.now + timedelta(seconds=world.rng.uniform(10, 60))
-        if world.now < self.away_until or world.chance(faults.lost_before):
+        if world.now < self.away_until or world.fails(action, faults.lost_before):
             world.tell(f"ec2: {action} {about}: no connection")
             raise ConnectTimeoutError(endpoint_url=where)
-        throttled = world.chance(faults.throttle)
+        throttled = world.fails(f"{action} throttled", faults.throttle)
         if throttled or not self._throttler.allows(action, world.now, None, resources):
             world.tell(f"ec2: {action} {about}: throttled")
             raise _refused("RequestLimitExceeded", action)
@@ -292,7 +292,7 @@ class Ec2:
             world.tell(f"ec2: {action} {about}: done")
         world.takes_time()
         world.may_die(f"after {action}")
-        if world.chance(faults.lost_after):
+        if world.fails(f"{action} answered", faults.lost_after):
             world.tell(f"ec2: {action} {about}: the answer is lost")
             raise ReadTimeoutError(endpoint_url=where)
         return answer

@@ -159,7 +159,7 @@ class SimulatedFarm:
         world.may_die(f"before {what}")
         if world.chance(world.faults.outage):
             self.away_until = world.now + timedelta(seconds=world.rng.uniform(10, 60))
-        if world.now < self.away_until or world.chance(world.faults.lost_before):
+        if world.now < self.away_until or world.fails("slurm", world.faults.lost_before):
             world.tell(f"slurm: {what}: no answer")
             raise LrmsUnavailable("unable to contact slurm controller")
 

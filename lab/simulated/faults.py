@@ -58,7 +58,7 @@ class Faults:
             throttle=rate(0.4),
             no_capacity=rate(0.5),
             partial=rate(0.5),
-            outage=rate(0.03),
+            outage=rate(0.02),
             store=rate(0.02),
             no_boot=rate(0.5),
             no_tunnel=rate(0.5),
@@ -76,7 +76,7 @@ class Faults:
             cancel=rate(0.01),
             rush=rate(0.5),
             lag_s=rng.choice([0.0, 5.0, 20.0, 45.0]),
-            slow_s=rng.choice([0.1, 0.1, 2.0, 15.0]),
+            slow_s=rng.choice([0.1, 0.1, 2.0, 8.0]),
         )
 
 

@@ -128,7 +128,9 @@ class Guest:
             case "booting":
                 self.settings = settings_of(self.instance.user_data)
                 self.heard = now
-                self._go("enrolling", 3)
+                self._go("claiming" if self.settings["BATCH"] else "enrolling", 3)
+            case "claiming":
+                self._claim()
             case "enrolling":
                 self._enrol(now)
             case "reaching":
@@ -137,6 +139,18 @@ class Guest:
                 self._start()
             case _:
                 self.due = None
+
+    def _claim(self) -> None:
+        asked = self._proof() | {"token": self.settings["BATCH"], "index": self.instance.index}
+        answer = self._ask("POST", "/claim", asked)
+        if answer is None or answer[0] == 503:
+            self._go("claiming", _AGAIN.total_seconds())
+        elif answer[0] == 200:
+            said = {name.upper(): str(value) for name, value in answer[1].items()}
+            self.settings |= said
+            self._go("enrolling", 1)
+        else:
+            self._power_off(f"the gateway refuses: {answer[1]}")
 
     def _enrol(self, now: datetime) -> None:
         answer = self._ask("POST", "/enrol", self._proof())

@@ -45,6 +45,8 @@ from lab.simulated.story import Story
 
 TROUBLE = timedelta(minutes=20)  # then the faults end, and everything must come to rest
 TICK = timedelta(seconds=2)
+_SPARED = timedelta(seconds=60)  # after a kill there is none for so long
+_MISHAPS = 3  # of one service in a row; then it answers once
 _GRAIN = timedelta(seconds=0.5)
 _TOKEN_LIFETIME = timedelta(minutes=10)
 _QUIET_LOGS = ("gateway", "burst")
@@ -85,10 +87,13 @@ class World:
         self._off = timedelta(0)  # how wrong the gateway's wall clock is
         self._ids = itertools.count(1)
         self._lived = EPOCH
+        self._spared_until = EPOCH
+        self._mishaps: dict[str, int] = {}
         self._leases: tuple[Lease, ...] | None = None
         self._dying = False
         self._answers_from = EPOCH
         self._guests: dict[str, guests.Guest] = {}
+        self._lease_of: dict[str, str] = {}  # of machines launched in a batch
         self._rejoin: list[tuple[datetime, guests.Guest]] = []
         self.ec2 = Ec2(self)
         self.farm = SimulatedFarm(self, tuple(pool.tenant for pool in self.pools))
@@ -142,12 +147,17 @@ class World:
             resumed=lambda: self.gateway_now.jumped,
             rng=random.Random(self.rng.random()),
         )
-        self._enrolment = Enrolment(self._secret, self.store.joins, self._bundle, self.gateway_now)
+        self._enrolment = Enrolment(
+            self._secret, self.store.joins, self._bundle, self.gateway_now, _TOKEN_LIFETIME
+        )
 
     def _user_data(self, lease: Lease) -> str:
-        token = self._secret.token(lease.id)
-        expires = self.gateway_now() + _TOKEN_LIFETIME
-        self.store.joins.mint(lease.id, token_hash(token), expires)
+        if lease.batch:
+            token = self._secret.batch_token(lease.batch)
+        else:
+            token = self._secret.token(lease.id)
+            expires = self.gateway_now() + _TOKEN_LIFETIME
+            self.store.joins.mint(lease.id, token_hash(token), expires)
         return user_data(lease, self._join_gateway(), token)
 
     def _join_gateway(self) -> JoinGateway:
@@ -175,7 +185,9 @@ class World:
         def before_commit(_connection: Any) -> None:
             self._leases = None
             self.may_die("within a transaction")
-            self._dying = self.chance(self.faults.kill / 8)  # right after it
+            # Or right after it.
+            late = self.now >= self._spared_until and self.chance(self.faults.kill / 8)
+            self._dying = late
 
         def before_begin(_connection: Any) -> None:
             self.may_die("before a transaction")
@@ -216,10 +228,20 @@ class World:
 
     def may_die(self, where: str) -> None:
         """One of the instants at which the gateway may be killed."""
-        if self._dying or self.chance(self.faults.kill / 8):
+        if self._dying or (self.now >= self._spared_until and self.chance(self.faults.kill / 8)):
             self._dying = True
+            # Bounded: nothing can be kept within a budget that never gets to returning a machine.
+            self._spared_until = self.now + _SPARED
             self.tell(f"gateway: kill -9 {where}")
             raise Killed(where)
+
+    def fails(self, service: str, probability: float) -> bool:
+        """Whether this call of a service goes wrong, so that not all of them do."""
+        if self._mishaps.get(service, 0) < _MISHAPS and self.chance(probability):
+            self._mishaps[service] = self._mishaps.get(service, 0) + 1
+            return True
+        self._mishaps[service] = 0
+        return False
 
     def takes_time(self) -> None:
         """A call on its way; the world goes on."""
@@ -382,7 +404,13 @@ class World:
         )
 
     def lease_of(self, one: Instance) -> str:
-        return one.tags.get("dvn:lease", "")
+        if "dvn:batch" not in one.tags:
+            return one.tags.get("dvn:lease", "")
+        if one.id not in self._lease_of:
+            with self.undisturbed():
+                members = self.store.members(one.tags["dvn:batch"], one.index)
+            self._lease_of[one.id] = members[0].id if members else ""
+        return self._lease_of[one.id]
 
     def guest_of(self, lease_id: str) -> guests.Guest | None:
         mine = [g for g in self._guests.values() if self.lease_of(g.instance) == lease_id]

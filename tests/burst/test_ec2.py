@@ -214,7 +214,7 @@ def test_a_token_used_with_other_parameters_finds_its_machine(
     machine = provider.launch(request())
     again = Recorder("IdempotentParameterMismatch", behind=provider)
     assert Ec2Provider("aws", config, client=again).launch(request()).id == machine.id
-    with pytest.raises(Unreachable, match="not listed yet"):
+    with pytest.raises(Unreachable, match="are not listed yet"):
         Ec2Provider("aws", config, client=again).launch(request("f" * 32))
 
 

@@ -394,7 +394,7 @@ def test_the_network_engine_is_told_the_network_and_finds_a_tap_without_a_bridge
 def test_the_network_engine_reads_the_machines_port() -> None:
     """Written in one room, read in another, which must not know each other: here they meet."""
     (nic,) = domain_of(domain_xml(REQUEST, CONFIG, tag_of(REQUEST, "cnaf", NOW))).nics
-    assert (nic.network, nic.interface) == ("cms/farm", tap_name(LEASE))
+    assert (nic.network, nic.interface, nic.lease) == ("cms/farm", tap_name(LEASE), LEASE)
     assert (str(nic.mac), [str(a) for a in nic.address]) == (
         inner_mac("10.9.0.101"),
         ["10.9.0.101"],

@@ -36,6 +36,7 @@ READS = frozenset(
         ("burst", "usage"),
         ("burst", "history"),
         ("burst", "top"),
+        ("burst", "simulate"),
         ("lab", "attack"),
         ("hosts", "list"),
         ("agent", "status"),

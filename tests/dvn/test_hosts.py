@@ -265,6 +265,20 @@ def test_a_hypervisor_only_bridges() -> None:
     assert bridge.mac != GATEWAY_MAC, "it would take the gateway's frames for its own"
 
 
+@pytest.mark.parametrize("here", ["hv1", "hv2"])
+def test_who_is_in_no_network_reaches_not_even_the_hypervisor(here: str) -> None:
+    """Its interface is among the networks, and none of them has its addresses. Also where there is
+    no network at all."""
+    kernel = a_kernel()
+    kernel.foreign_addresses = {OWN[here]}
+    part = narrowed(slice_of(a_site(), here)).model_copy(update={"closed": ("vnet7",)})
+    for site in (part, part.model_copy(update={"tenants": {}})):
+        state = compile_site(site, kernel.look("cnaf").host).state
+        (sets,) = ({s.name: s.elements for s in t.sets} for t in state.tables if t.family == "inet")
+        assert ("vnet7",) in sets["networks"]
+        assert not sets["sources4"]
+
+
 def test_a_hypervisor_lets_the_gateway_in_by_its_tunnel_alone() -> None:
     sets, tunnel = held(a_site(), "hv1"), tunnel_to("gw")
     assert (tunnel,) in sets["uplinks"]

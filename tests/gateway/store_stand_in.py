@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from burst.model import LeaseState
+from burst.model import Lease, LeaseState
 from gateway.enrolment import Refused
 
 
@@ -17,6 +17,7 @@ class Tokens:
     nonces: dict[str, str] = field(default_factory=dict)
     enrolments: list[str] = field(default_factory=list)
     reports: list[tuple[str, str, bool, str]] = field(default_factory=list)
+    batches: dict[tuple[str, int], Lease] = field(default_factory=dict)
     notices: list[tuple[str, datetime | None]] = field(default_factory=list)
     heartbeats: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -44,6 +45,9 @@ class Tokens:
                     return lease_id
                 case state:
                     return Refused(f"the lease is {state}")
+
+    def member(self, batch: str, index: int) -> Lease | None:
+        return self.batches.get((batch, index))
 
     def enrolled(self, lease_id: str, now: datetime) -> None:
         self.enrolments.append(lease_id)

@@ -652,11 +652,17 @@ def test_prices_by_boto3(cloud: Cloud) -> None:
         aws_secret_access_key=SECRET,
         endpoint_url=cloud.url,
     )
-    wanted = [{"Type": "TERM_MATCH", "Field": "instanceType", "Value": "m5.large"}]
+    chosen = {
+        "instanceType": "m5.large",
+        "operatingSystem": "Linux",
+        "tenancy": "Shared",
+        "capacitystatus": "Used",
+    }
+    wanted = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in chosen.items()]
     (entry,) = pricing.get_products(ServiceCode="AmazonEC2", Filters=wanted)["PriceList"]
     (term,) = json.loads(entry)["terms"]["OnDemand"].values()
     (dimension,) = term["priceDimensions"].values()
-    assert dimension["pricePerUnit"] == {"USD": "0.1120"}
+    assert dimension["pricePerUnit"] == {"USD": "0.1120000000"}
 
 
 def test_instance_types_by_boto3(cloud: Cloud) -> None:

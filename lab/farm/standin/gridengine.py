@@ -63,6 +63,8 @@ class GridEngineStandIn(StandIn):
 
     def _qalter(self, listed: list[str], names: list[str]) -> Result:
         lines, status = [], 0
+        served = {queue for node in self.nodes.values() for queue in node.queues}
+        unknown = [name for name in listed if name.partition("@")[0] not in served]
         for name in names:
             if "." in name:
                 text = "denied: the selected option works only on jobs and not on tasks"
@@ -70,6 +72,11 @@ class GridEngineStandIn(StandIn):
             found = [job for job in self.find(name) if not job.ended]
             if not found:
                 lines.append(f'denied: job "{name}" does not exist')
+                status = 1
+                continue
+            if unknown:  # a queue without a single host is none
+                text = f'job requests unknown queue "{unknown[0]}"'
+                lines.append(f"Job was rejected because {text}")
                 status = 1
                 continue
             for job in found:  # a running job, too: "modified", and it stays where it is

@@ -9,6 +9,7 @@ import pytest
 from lab.farm.gridengine import GridEngineCell
 from lab.farm.ground import RealGround
 from lab.farm.htcondor import HtCondorPool
+from lab.farm.trixie import SlurmTrixie
 from tests.burst.lrms.contract import LrmsContract
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -38,3 +39,16 @@ class TestGridEngine(LrmsContract):
     def ground(self, grid_engine: GridEngineCell) -> Iterator[RealGround]:
         yield grid_engine
         grid_engine.clear()
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmTrixie]:
+    with SlurmTrixie() as cluster:
+        yield cluster
+
+
+class TestSlurm(LrmsContract):
+    @pytest.fixture
+    def ground(self, slurm: SlurmTrixie) -> Iterator[RealGround]:
+        yield slurm
+        slurm.clear()

@@ -133,8 +133,22 @@ def test_condor_routes_many_jobs_with_one_edit() -> None:
 # Grid Engine
 
 
-def grid_engine(there: GridEngineStandIn) -> GridEngine:
-    return GridEngine(["burst.q"], runner=there, clock=lambda: there.now)
+def grid_engine(there: GridEngineStandIn, *, machine: bool = True) -> GridEngine:
+    lrms = GridEngine(["burst.q"], runner=there, clock=lambda: there.now)
+    if machine:
+        lrms.announce("cloud1", address="10.77.0.21", cores=2, partition="burst.q")
+        there.register("cloud1", 2)
+    return lrms
+
+
+def test_grid_engine_has_no_queue_without_a_host() -> None:
+    there = GridEngineStandIn()
+    (job,) = there.submit()
+    lrms = grid_engine(there, machine=False)
+    lrms.snapshot()
+    with pytest.raises(LrmsError, match=r'unknown queue "burst\.q"'):
+        lrms.route("1", "burst.q")
+    assert job.queues == ["all.q"]
 
 
 def test_grid_engine_denies_the_route_of_a_task_so_its_array_is_routed() -> None:
@@ -154,10 +168,10 @@ def test_grid_engine_says_modified_of_a_running_job_so_it_is_not_asked() -> None
     there = GridEngineStandIn()
     (job,) = there.submit()
     there.schedule()
+    lrms = grid_engine(there)
     lied = ask(there, "qalter", "-q", "burst.q", "1")
     assert (lied.status, lied.said) == (0, said("gridengine-8.1.9", "qalter-running"))
     job.queues = ["all.q"]
-    lrms = grid_engine(there)
     lrms.snapshot()
     lrms.route("1", "burst.q")
     assert job.queues == ["all.q"]
@@ -166,8 +180,6 @@ def test_grid_engine_says_modified_of_a_running_job_so_it_is_not_asked() -> None
 def test_grid_engine_is_left_in_the_only_order_that_works() -> None:
     there = GridEngineStandIn()
     lrms = grid_engine(there)
-    lrms.announce("cloud1", address="10.77.0.21", cores=4, partition="burst.q")
-    there.register("cloud1", 4)
     early = ask(there, "qconf", "-de", "cloud1")
     assert (early.status, early.said) == (1, said("gridengine-8.1.9", "qconf-de-busy"))
     lrms.remove("cloud1")
@@ -179,8 +191,6 @@ def test_grid_engine_is_left_in_the_only_order_that_works() -> None:
 def test_grid_engine_does_not_requeue_a_lost_hosts_job_by_itself() -> None:
     there = GridEngineStandIn()
     lrms = grid_engine(there)
-    lrms.announce("cloud1", address="10.77.0.21", cores=2, partition="burst.q")
-    there.register("cloud1", 2)
     (job,) = there.submit()
     job.queues = ["burst.q"]
     there.schedule()
