@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     report.table(rows)
     if options.json:
         figures = {
-            "rows": rows,
+            "rows": [row for row in rows if row["min_value"] == VALUES[0]],
+            "rows_at_any_price": [row for row in rows if row["min_value"] != VALUES[0]],
             "points": [_flat(point) for point in points],
             "settings": {"loads": LOADS, "core_hour": CORE_HOUR, "prices": PRICES},
             "seconds": round(time.monotonic() - begin, 1),

@@ -25,8 +25,9 @@ LOADS = (0.7, 0.9, 1.1)
 CORE_HOUR = 0.05  # the same for every type, so that only how time is sold differs
 PRICES = {"per-second": 1, "per-hour": 3600}  # what is charged for is rounded up to, in seconds
 OURS = "ours"
-# The site's one number: what slowdown may cost. 0, the default, moves whoever would wait too long.
-VALUES = ("0", "1")
+# The site's one number, `min_value`: 1 is what is compared. 0 is shown beside it: whoever would
+# wait too long is moved, whatever that costs.
+VALUES = ("1", "0")
 CAPS = (1, 2, 4, 8, 16, 32, 64, 1_000_000)
 
 

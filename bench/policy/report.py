@@ -24,11 +24,11 @@ def table(rows: list[dict[str, Any]]) -> None:
     for heading in ("trace", "load", "time sold", "min_value", "cost", "bound", OURS, *others):
         drawn.add_column(heading, justify="left" if heading == "trace" else "right")
     drawn.add_column("best?")
-    better = 0
+    better: dict[str, list[bool]] = defaultdict(list)
     for key, found in cases.items():
         ours = found[OURS]
         wins = all(ours["bsld"] < found[name]["bsld"] for name in others)
-        better += wins
+        better[key[3]].append(wins)
         drawn.add_row(
             key[0][:14],
             f"{key[1]:.1f}",
@@ -42,12 +42,17 @@ def table(rows: list[dict[str, Any]]) -> None:
         )
     console = Console(width=130)
     console.print(drawn)
-    ratios = [found[OURS]["bsld"] / found[OURS]["bound_bsld"] for found in cases.values()]
-    console.print(
-        f"Ours is better than every other policy at equal cost in {better} of {len(cases)} cases; "
-        f"it is {min(ratios, default=1):.2f} to {max(ratios, default=1):.2f} times the clairvoyant "
-        "bound, which no policy can reach."
-    )
+    for value, won in better.items():
+        ratios = [
+            found[OURS]["bsld"] / found[OURS]["bound_bsld"]
+            for key, found in cases.items()
+            if key[3] == value
+        ]
+        console.print(
+            f"min_value {value}: ours is better than every other policy at equal cost in "
+            f"{sum(won)} of {len(won)} cases, and {min(ratios):.2f} to {max(ratios):.2f} times the "
+            "clairvoyant bound, which no policy can reach."
+        )
 
 
 def plots(points: list[Point], directory: Path) -> None:
