@@ -313,6 +313,42 @@ class TestSchema:
         engine.dispose()
         Store.open(f"sqlite:///{tmp_path}/migrated.sqlite").close()
 
+    def test_the_state_of_an_older_version_keeps_its_leases_and_its_money(
+        self, tmp_path: Path
+    ) -> None:
+        from alembic import command
+        from alembic.config import Config
+        from sqlalchemy import create_engine
+
+        import gateway.store.engine as engine_room
+
+        path = tmp_path / "old.sqlite"
+        engine = create_engine(f"sqlite:///{path}")
+        config = Config()
+        scripts = Path(engine_room.__file__).with_name("migrations")
+        config.set_main_option("script_location", str(scripts))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+        engine.dispose()
+        from gateway.store.rows import row_of
+
+        living = row_of(lease(1, reserved=Decimal(2)))
+        with sqlite3.connect(path) as raw:
+            raw.execute(
+                "INSERT INTO leases VALUES (?, 'cms', 'wanted', '2026-03-01 12:00:00.000000', NULL, "
+                "'2', '', ?)",
+                (living["id"], living["body"]),
+            )
+            raw.execute(
+                "INSERT INTO ledger VALUES ('old', 'cms', '2026-03-01 12:00:00.000000', '3.5')"
+            )
+        with Store.open(f"sqlite:///{path}") as store:
+            assert (store.reserved("cms"), store.spent("cms", T0)) == (Decimal(2), Decimal("3.5"))
+            assert [item.id for item in store.leases()] == [lease(1).id]
+            (use,) = store.accounts.uses(T0)
+            assert (use.lease, use.amount) == ("old", Decimal("3.5"))
+
     def test_alembic_is_imported_only_when_needed(self, url: str) -> None:
         code = (
             "import sys; from gateway.store import Store; "
