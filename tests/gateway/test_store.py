@@ -333,7 +333,7 @@ class TestSchema:
         engine.dispose()
         from gateway.store.rows import row_of
 
-        living = row_of(lease(1, reserved=Decimal(2)))
+        living, noon = row_of(lease(1, reserved=Decimal(2))), "2026-03-01 12:00:00.000000"
         with sqlite3.connect(path) as raw:
             raw.execute(
                 "INSERT INTO leases VALUES (?, 'cms', 'wanted', '2026-03-01 12:00:00.000000', NULL, "
