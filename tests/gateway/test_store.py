@@ -336,13 +336,10 @@ class TestSchema:
         living, noon = row_of(lease(1, reserved=Decimal(2))), "2026-03-01 12:00:00.000000"
         with sqlite3.connect(path) as raw:
             raw.execute(
-                "INSERT INTO leases VALUES (?, 'cms', 'wanted', '2026-03-01 12:00:00.000000', NULL, "
-                "'2', '', ?)",
-                (living["id"], living["body"]),
+                "INSERT INTO leases VALUES (?, 'cms', 'wanted', ?, NULL, '2', '', ?)",
+                (living["id"], noon, living["body"]),
             )
-            raw.execute(
-                "INSERT INTO ledger VALUES ('old', 'cms', '2026-03-01 12:00:00.000000', '3.5')"
-            )
+            raw.execute("INSERT INTO ledger VALUES ('old', 'cms', ?, '3.5')", (noon,))
         with Store.open(f"sqlite:///{path}") as store:
             assert (store.reserved("cms"), store.spent("cms", T0)) == (Decimal(2), Decimal("3.5"))
             assert [item.id for item in store.leases()] == [lease(1).id]
