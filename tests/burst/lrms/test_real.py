@@ -10,6 +10,7 @@ from lab.farm.gridengine import GridEngineCell
 from lab.farm.ground import RealGround
 from lab.farm.htcondor import HtCondorPool
 from lab.farm.trixie import SlurmTrixie
+from lab.scenarios.overflow import FARMS, play
 from tests.burst.lrms.contract import LrmsContract
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -52,3 +53,13 @@ class TestSlurm(LrmsContract):
     def ground(self, slurm: SlurmTrixie) -> Iterator[RealGround]:
         yield slurm
         slurm.clear()
+
+
+@pytest.mark.parametrize("name", FARMS)
+def test_a_queue_overflows_and_nothing_is_left(name: str) -> None:
+    """Decided by the production engine: the same job ids, done elsewhere, and all given back."""
+    with FARMS[name]() as ground:
+        told = play(ground, jobs=5)
+    assert len(told.ran) == 5
+    assert all(where.startswith("cms-lab-") for where in told.ran.values())
+    assert told.leftovers == ()
