@@ -11,7 +11,6 @@ import typer
 from gateway.cli.output import Format, Output, as_json, fail, line, table
 
 if TYPE_CHECKING:
-    from burst.simulate.engine import Run
     from burst.simulate.metrics import Outcome
     from burst.simulate.model import ProviderModel
     from burst.simulate.swf import Trace
@@ -84,6 +83,7 @@ def simulate(
     from burst.simulate.catalogue import UnknownPolicy, policy_named
     from burst.simulate.engine import Run
     from burst.simulate.model import ON_DEMAND, ModelError, read_providers
+    from burst.simulate.plot import PlotMissing, draw
     from burst.simulate.swf import TraceError, at_load, read, repeated, with_limits
 
     try:
@@ -100,11 +100,18 @@ def simulate(
             for name in policy or _COMPARED
         ]
         outcomes = [run.outcome() for run in runs]
+        if plots:
+            draw(runs, plots)
         bounds = [_bound(queue, outcome.cost, lending) if bound else None for outcome in outcomes]
-    except (TraceError, ModelError, UnknownPolicy, PolicyMissing, BoundMissing) as error:
+    except (
+        TraceError,
+        ModelError,
+        UnknownPolicy,
+        PolicyMissing,
+        BoundMissing,
+        PlotMissing,
+    ) as error:
         raise fail(str(error), output) from None
-    if plots:
-        _draw(runs, plots)
     _show(queue, outcomes, bounds, output)
 
 
@@ -162,23 +169,3 @@ def _show(
             for outcome, bound in zip(outcomes, bounds, strict=True)
         ],
     )
-
-
-def _draw(runs: list[Run], directory: Path) -> None:
-    """Borrowed cores that were wanted, and that were there, over time: a picture a policy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    directory.mkdir(parents=True, exist_ok=True)
-    for number, run in enumerate(runs, start=1):
-        hours = [when / 3600 for when, _, _ in run.meter.curve]
-        figure, axes = pyplot.subplots(figsize=(9, 4))
-        axes.step(hours, [demand for _, demand, _ in run.meter.curve], where="post", label="demand")
-        axes.step(hours, [supply for _, _, supply in run.meter.curve], where="post", label="supply")
-        axes.set(xlabel="hours", ylabel="borrowed cores", title=run.policy.name)
-        axes.legend()
-        figure.tight_layout()
-        figure.savefig(directory / f"{number}-{run.policy.name.partition(',')[0]}.png", dpi=120)
-        pyplot.close(figure)
