@@ -81,8 +81,8 @@ class NamedConfig(BatchConfig):
     """A batch system that finds nodes by name only."""
 
     name_command: str = ""
-    """Run with `add NAME ADDRESS` when a machine comes and `del NAME ADDRESS` when it has gone,
-    where the server's resolver does not know the machines' names by itself."""
+    """Run with `add NAME ADDRESS` before a machine joins, where the server's resolver does not know
+    its name by itself. A later machine may have the same address under another name."""
 
 
 class GridEngineConfig(NamedConfig):

@@ -107,7 +107,7 @@ def test_the_name_command_gets_action_name_and_address(tmp_path: Path) -> None:
     assert told.read_text() == "dns add cms-1 10.9.0.101\n"
     script(tmp_path / "names", "echo no zone >&2; exit 3")
     with pytest.raises(BundleError, match="status 3: no zone"):
-        name_teller(config)("del", "cms-1", "10.9.0.101")  # type: ignore[arg-type]
+        name_teller(config)("add", "cms-1", "10.9.0.101")  # type: ignore[arg-type]
 
 
 def test_a_condor_token_may_advertise_a_machine_and_nothing_else(
