@@ -63,6 +63,7 @@ COMMANDS = {
     ("tunnel",): {"probe"},
     ("gateway",): {"run", "status"},
     ("burst",): {
+        "simulate",
         "status",
         "leases",
         "jobs",
