@@ -58,7 +58,7 @@ def test_without_the_rule_the_lease_fails_by_tunnel_and_with_it_the_jobs_run_rem
 
     # Positive control: the same story with the rule in place.
     story.dvn("burst", "resume")
-    again = story.submit(work.flash(10, size=50_000))
+    again = story.submit(work.flash(16, size=100_000))
     ended = story.farm.wait_finished(again, 300)
     assert any(not worker_of(job.nodes) for job in ended)
     story.wait_returned(240)
