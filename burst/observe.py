@@ -28,7 +28,7 @@ from burst.model import (
 )
 
 _ON_NODE = (JobState.RUNNING, JobState.COMPLETING)
-_OPEN = (NodeState.IDLE, NodeState.MIXED, NodeState.ALLOCATED)
+OPEN = (NodeState.IDLE, NodeState.MIXED, NodeState.ALLOCATED)
 _DEAD = (NodeState.DOWN, NodeState.UNKNOWN)
 _ENDED = (MachineState.STOPPING, MachineState.TERMINATED)
 _LISTING = (MachineState.RUNNING, MachineState.PENDING, *_ENDED)  # which of two is the lease's
@@ -220,7 +220,7 @@ def node_seen(lease: Lease, world: World) -> Observation | None:
     if node is None:
         return Observation.NODE_ABSENT
     jobs = world.jobs_on.get(lease.node, [])
-    if node.state in _OPEN:
+    if node.state in OPEN:
         return Observation.NODE_OPEN
     if node.state in _DEAD:
         if lease.state is LeaseState.TUNNELLED:

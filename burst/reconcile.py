@@ -11,6 +11,7 @@ from burst.actions import Drain, Remove, Terminate
 from burst.leases import Effect, Observation
 from burst.model import Lease, LeaseState, MachineState, NodeState
 from burst.observe import (
+    OPEN,
     conclusion,
     drained_by_others,
     duration_text,
@@ -169,7 +170,8 @@ def orphans(paper: Round) -> None:
 
 def _still_works(paper: Round, lease_id: str) -> bool:
     suffix = "-" + lease_id[:8]
-    return bool(lease_id) and any(name.endswith(suffix) for name in paper.world.jobs_on)
+    works = [*paper.world.jobs_on, *(n.name for n in paper.world.nodes.values() if n.state in OPEN)]
+    return bool(lease_id) and any(name.endswith(suffix) for name in works)
 
 
 def strays(paper: Round) -> None:

@@ -26,7 +26,7 @@ from burst.actions import (
 )
 from burst.leases import Effect, Observation, step
 from burst.model import Budget, Failure, Job, JobState, Lease, LeaseState, Machine, Policy, Pool
-from burst.observe import World
+from burst.observe import OPEN, World
 from burst.policy.which import ranked, real_hour
 
 ACCEPTING = (LeaseState.TUNNELLED, LeaseState.JOINED)
@@ -163,14 +163,23 @@ class Round:
             case Effect.SETTLE:
                 return []
 
+    def _may_work(self, lease: Lease) -> bool:
+        """Its node registered again in the last moment, and has a job or may be given one: it is
+        drained first. While the LRMS is silent nobody knows, for a while."""
+        if self.world.facts.farm is None:
+            left = lease.left
+            return left is not None and self.world.now - left < self.policy.lost_timeout
+        node = self.world.nodes.get(lease.node)
+        running = any(j.state is JobState.RUNNING for j in self.world.jobs_on.get(lease.node, ()))
+        return running or (node is not None and node.state in OPEN)
+
     def _returned(self, lease: Lease) -> list[Action]:
         listed = self.world.machines.get(lease.id, [])
         names = {machine.id for machine in listed if not over(machine)}
         if lease.machine and not any(machine.id == lease.machine for machine in listed):
             names.add(lease.machine)  # a list may lag; its name is enough
-        running = [j for j in self.world.jobs_on.get(lease.node, ()) if j.state is JobState.RUNNING]
-        if not names or running or not self.world.answers(lease):
-            return []  # running: it registered again in the last moment, and was given a job
+        if not names or self._may_work(lease) or not self.world.answers(lease):
+            return []
         return [Terminate(lease.provider, tuple(sorted(names)), lease.id)]
 
 

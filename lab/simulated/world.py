@@ -178,7 +178,7 @@ class World:
         return f"{next(self._ids):08x}{self.seed % 2**32:08x}{'0' * 16}"
 
     @contextmanager
-    def _faulty_store(self) -> Iterator[None]:
+    def faulty_store(self) -> Iterator[None]:
         """The store may refuse, and the gateway may die at each transaction."""
         engine = self.store.engine
 
@@ -278,7 +278,7 @@ class World:
         for logger in quiet:
             logger.setLevel(logging.CRITICAL + 1)
         try:
-            with self._faulty_store():
+            with self.faulty_store():
                 self._run(patience)
         finally:
             for logger, level in zip(quiet, levels, strict=True):
@@ -356,6 +356,10 @@ class World:
         if self.chance(self.faults.lost_after):
             return None
         return answer.status, answer.body
+
+    def silence_gateway(self) -> None:
+        """From now on it answers nobody."""
+        self._answers_from = self.now + timedelta(days=365)
 
     def started(self, one: Instance) -> None:
         """The provider made a machine."""

@@ -1,0 +1,66 @@
+"""Failures with a promise of their own, in the made-up world: one fault at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from gateway.store import Store
+from lab.simulated.faults import quiet
+from lab.simulated.site import POLICY, WATCHDOG
+from lab.simulated.world import World
+
+
+def _lived(seed: int, **faults: float) -> World:
+    store = Store.open("sqlite:///:memory:")
+    return World(seed, faults=replace(quiet(), **faults), store=store).run()
+
+
+def test_a_machine_taken_back_is_gone_before_its_deadline_and_its_jobs_end_elsewhere() -> None:
+    announced = []
+    for seed in range(2):
+        world = _lived(seed, interrupted=1.0)
+        announced += [one for one in world.ec2.instances.values() if one.taken_back is not None]
+    assert announced
+    for one in announced:
+        assert one.ended is not None
+        assert one.taken_back is not None
+        assert one.ended < one.taken_back, f"{one.id} ended by {one.why}"
+
+
+def test_a_bootstrap_that_never_works_is_tried_k_times_then_the_pool_pauses() -> None:
+    world = _lived(0, no_join=1.0)
+    started = {one.tags["dvn:tenant"]: 0 for one in world.ec2.instances.values()}
+    first = min(one.launched for one in world.ec2.instances.values())
+    for one in world.ec2.instances.values():
+        if one.launched < first + POLICY.pause:
+            started[one.tags["dvn:tenant"]] += 1
+    assert all(count <= POLICY.failures_to_pause for count in started.values())
+    assert all(job.on in ("", "wn1") for job in world.farm.jobs.values())
+
+
+def test_a_machine_cut_off_is_gone_in_time_and_no_job_is_lost() -> None:
+    world = _lived(3, cut_off=1.0)
+    cut = [g for g in world.guests() if g.flaws.cut_off and g.instance.ended]
+    late = [
+        guest.instance.id
+        for guest in cut
+        if guest.flaws.cut_off is not None
+        and guest.instance.ended is not None
+        and guest.instance.ended > guest.flaws.cut_off + WATCHDOG + timedelta(minutes=1)
+    ]
+    assert cut
+    assert late == []
+
+
+def test_without_a_gateway_every_machine_ends_by_itself() -> None:
+    store = Store.open("sqlite:///:memory:")
+    world = World(3, faults=quiet(), store=store)
+    with world.faulty_store():
+        while not any(guest.step == "joined" for guest in world.guests()):
+            world.pass_time(5)
+            world.loop.round()
+        world.silence_gateway()
+        world.pass_time(2 * WATCHDOG.total_seconds() + 120)
+    assert world.ec2.living() == []
+    assert {one.why for one in world.ec2.instances.values()} == {"Client.InstanceInitiatedShutdown"}
