@@ -28,7 +28,7 @@ DVN = (sys.executable, "-m", "gateway.cli.main")
 SITE_FILE, AGENT_FILE = "/etc/dvn/site.yaml", "/etc/dvn/agent.yaml"
 HYPERVISORS = ("hv1", "hv2")
 GUEST_MAC, GUEST, NOT_ITS_OWN = "52:54:00:00:00:20", "10.9.0.20", "10.9.0.66"
-LIMIT_S = 240.0  # an emulated machine inside an emulated machine
+LIMIT_S = 600.0  # an emulated machine inside an emulated machine, which others may share
 
 _USER_DATA = f"""#!/bin/sh
 cat > /tmp/bound << 'END'

@@ -26,7 +26,7 @@ from tests.lab.hypervisors import (
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.long,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(bool(available()), reason=available()),
 ]
 
