@@ -106,7 +106,7 @@ def test_the_worlds_notice_a_broken_table(
 
 
 def _some_story_breaks(tell: Callable[[int], object]) -> bool:
-    for seed in range(2 * GROUP):
+    for seed in range(LONG):
         try:
             tell(seed)
         except Broken:
