@@ -107,8 +107,9 @@ class _Sorter:
         for place, job in enumerate(queue.pending):
             if self._words:
                 comment = job.comment
+            held = job.state is JobState.HELD  # an enum's own hash is slow
             kind = (
-                job.state, job.partitions, job.user, job.account, job.features, job.needs, comment
+                job.user, job.account, job.partitions, job.features, job.needs, comment, held
             )  # fmt: skip
             found = kinds.get(kind)
             if found is None:
@@ -207,13 +208,14 @@ def _forecasts(
     world: World, farm: Farm, pending: Sequence[Job], pools: Sequence[Pool]
 ) -> dict[tuple[str, ...], list[float]]:
     """Expected waits, by place in the queue, for each set of partitions that a pool takes from."""
-    able: dict[tuple[str, JobState], bool] = {}
+    able: dict[str, bool] = {}
     waiting: list[tuple[int, Job]] = []
     for place, job in enumerate(pending):
-        key = (job.reason, job.state)
-        could = able.get(key)
+        if job.state is not JobState.PENDING:
+            continue
+        could = able.get(job.reason)
         if could is None:
-            could = able[key] = waits_for_machines(job)
+            could = able[job.reason] = waits_for_machines(job)
         if could:
             waiting.append((place, job))
     found: dict[tuple[str, ...], list[float]] = {}
