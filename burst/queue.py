@@ -7,6 +7,7 @@ once for each job.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -85,7 +86,7 @@ class _Sorter:
     """One round's answers for kinds of jobs, so that each is worked out once."""
 
     def __init__(
-        self, world: World, pools: Sequence[Pool], waits: dict[tuple[str, ...], dict[str, float]]
+        self, world: World, pools: Sequence[Pool], waits: Mapping[tuple[str, ...], Sequence[float]]
     ) -> None:
         self._world, self._pools = world, pools
         self._policy, self._now = world.policy, world.now
@@ -102,11 +103,13 @@ class _Sorter:
         young, default = now - policy.min_job_age, policy.default_job_time
         refused, kinds, reasons = queue.refused, self._kinds, self._reasons
         comment = ""
-        for job in queue.pending:
+        lengths: dict[timedelta, float] = {}  # few different ones
+        for place, job in enumerate(queue.pending):
             if self._words:
                 comment = job.comment
+            held = job.state is JobState.HELD  # an enum's own hash is slow
             kind = (
-                job.state, job.partitions, job.user, job.account, job.features, job.needs, comment
+                job.user, job.account, job.partitions, job.features, job.needs, comment, held
             )  # fmt: skip
             found = kinds.get(kind)
             if found is None:
@@ -121,24 +124,28 @@ class _Sorter:
             if late is None and job.submitted > young:
                 late = by_age(job, policy, now)
             if late is not None:
-                refused[job.id] = self._size(job, takers) or late
+                whole = all(
+                    job.nodes == 1 and job.cores <= one.cores and job.memory_mb <= one.memory
+                    for one in takers
+                )
+                refused[job.id] = (None if whole else self._size(job, takers)) or late
                 continue
             limit = job.time_limit
             if limit is None:
                 limit = default
-            seconds, takes = limit.total_seconds(), 0.0
+            known = lengths.get(limit)
+            if known is None:
+                known = lengths[limit] = limit.total_seconds()
+            seconds, takes = known, 0.0
             if habits:
                 takes = seconds = seconds * habits.get(job.user, 1.0)
             urgency = worth.urgency(job, seconds, (now - job.submitted).total_seconds())
             taken = False
             for taker in takers:
-                largest = taker.largest
                 if (
-                    job.nodes == 1
-                    and job.cores <= largest.get("cores", job.cores)
-                    and job.memory_mb <= largest.get("memory_mb", job.memory_mb)
-                ) or by_size(job, taker.pool, largest) is None:
-                    wait = taker.waits.get(job.id, FOREVER)
+                    job.nodes == 1 and job.cores <= taker.cores and job.memory_mb <= taker.memory
+                ) or by_size(job, taker.pool, taker.largest) is None:
+                    wait = taker.waits[place]
                     if policy.trust_estimates:
                         wait = self._trusted(job, wait)
                     taker.candidates.append(Candidate(job, limit, wait, takes, urgency))
@@ -155,7 +162,16 @@ class _Sorter:
             refused = by_rule(job, pool)
             if refused is None:
                 waits, largest = self._waits[pool.name], self._largest[pool.name]
-                takers.append(_Taker(pool, waits, largest, queue.by_pool[pool.name]))
+                takers.append(
+                    _Taker(
+                        pool,
+                        waits,
+                        largest,
+                        largest.get("cores", sys.maxsize),
+                        largest.get("memory_mb", sys.maxsize),
+                        queue.by_pool[pool.name],
+                    )
+                )
             elif refused.rank > no.rank:
                 no = refused
         return tuple(takers), no
@@ -181,35 +197,44 @@ class _Taker:
     """A pool that takes jobs of some kind, with what is asked for each of them."""
 
     pool: Pool
-    waits: Mapping[str, float]  # by job id
-    largest: Mapping[str, int]
+    waits: Sequence[float]  # by place in the queue
+    largest: Mapping[str, int]  # of its machines, and the same as numbers
+    cores: int
+    memory: int
     candidates: list[Candidate]
 
 
 def _forecasts(
     world: World, farm: Farm, pending: Sequence[Job], pools: Sequence[Pool]
-) -> dict[tuple[str, ...], dict[str, float]]:
-    """Expected waits, by job id, for each set of partitions that a pool takes jobs from."""
-    able: dict[tuple[str, JobState], bool] = {}
-    waiting: list[Job] = []
-    for job in pending:
-        key = (job.reason, job.state)
-        could = able.get(key)
+) -> dict[tuple[str, ...], list[float]]:
+    """Expected waits, by place in the queue, for each set of partitions that a pool takes from."""
+    able: dict[str, bool] = {}
+    waiting: list[tuple[int, Job]] = []
+    for place, job in enumerate(pending):
+        if job.state is not JobState.PENDING:
+            continue
+        could = able.get(job.reason)
         if could is None:
-            could = able[key] = waits_for_machines(job)
+            could = able[job.reason] = waits_for_machines(job)
         if could:
-            waiting.append(job)
-    found: dict[tuple[str, ...], dict[str, float]] = {}
+            waiting.append((place, job))
+    found: dict[tuple[str, ...], list[float]] = {}
     for pool in pools:
         if pool.from_partitions not in found:
-            found[pool.from_partitions] = _forecast(world, farm, waiting, pool.from_partitions)
+            waits = [FOREVER] * len(pending)
+            _forecast(world, farm, waiting, pool.from_partitions, waits)
+            found[pool.from_partitions] = waits
     return found
 
 
 def _forecast(
-    world: World, farm: Farm, waiting: Sequence[Job], partitions: tuple[str, ...]
-) -> dict[str, float]:
-    """Expected waits, by job id, on the site's own nodes of these partitions."""
+    world: World,
+    farm: Farm,
+    waiting: Sequence[tuple[int, Job]],
+    partitions: tuple[str, ...],
+    waits: list[float],
+) -> None:
+    """Note expected waits on the site's own nodes of these partitions."""
     ours = {lease.node for lease in world.facts.leases}
     here = set(partitions)
     local = [
@@ -220,12 +245,14 @@ def _forecast(
     names = {node.name for node in local}
     running = {job.id: job for name in names for job in world.jobs_on.get(name, ())}
     inside: dict[tuple[str, ...], bool] = {}
+    places: list[int] = []
     queued: list[Job] = []
-    for job in waiting:
+    for place, job in waiting:
         could = inside.get(job.partitions)
         if could is None:
             could = inside[job.partitions] = not here.isdisjoint(job.partitions)
         if could:
+            places.append(place)
             queued.append(job)
     policy = world.policy
     seconds = local_waits(
@@ -237,7 +264,8 @@ def _forecast(
         timedelta(seconds=start_threshold(policy)),
         world.facts.habits,
     )
-    return {job.id: wait for job, wait in zip(queued, seconds, strict=True)}
+    for place, wait in zip(places, seconds, strict=True):
+        waits[place] = wait
 
 
 def _largest(world: World, pool: Pool) -> dict[str, int]:

@@ -14,7 +14,7 @@ from burst.model import Lease, LeaseState, Offer, Pool
 from burst.newlease import gre_key
 from burst.observe import duration_text
 from burst.policy import money, worth
-from burst.policy.demand import Candidate, Left, shortfall
+from burst.policy.demand import Candidate, Left, settled
 from burst.policy.which import Priced, best, fits, usable_memory_mb
 from burst.queue import Queue, start_threshold
 from burst.round import Round
@@ -52,13 +52,11 @@ class Shop:
         threshold = start_threshold(paper.policy)
         shop.needy = shop._needy(queue, threshold)
         found = supplies(paper, pool)
-        shop.left = shortfall(shop.needy, found, threshold)
-        unmet = {left.candidate.job.id for left in shop.left}
-        for candidate in shop.needy:
-            if candidate.job.id not in unmet:
-                claimed.add(candidate.job.id)
-                text = f"pool {pool.name} has a machine for it, or one is on its way"
-                shop._answer(candidate, "on-the-way", text)
+        shop.left, served = settled(shop.needy, found, threshold)
+        text = f"pool {pool.name} has a machine for it, or one is on its way"
+        for candidate in served:
+            claimed.add(candidate.job.id)
+            shop._answer(candidate, "on-the-way", text)
         whole = sum(supply.cores > 0 and not supply.soon for supply in found)
         shop.spares = max(pool.spares - max(whole - len(shop.needy), 0), 0) if pool.spares else 0
         shop._set_out()

@@ -212,12 +212,25 @@ def unserved(
     return [left.candidate for left in shortfall(candidates, supplies, horizon)]
 
 
+def settled(
+    candidates: Iterable[Candidate], supplies: Sequence[Supply], horizon: float
+) -> tuple[list[Left], list[Candidate]]:
+    """What is left, and what is served."""
+    served: list[Candidate] = []
+    return shortfall(candidates, supplies, horizon, served), served
+
+
 def shortfall(
-    candidates: Iterable[Candidate], supplies: Sequence[Supply], horizon: float = 0.0
+    candidates: Iterable[Candidate],
+    supplies: Sequence[Supply],
+    horizon: float = 0.0,
+    served: list[Candidate] | None = None,
 ) -> list[Left]:
     """What is left when the supply took, in order, what fits: free cores first, on the machine
     with most of them (worst fit); then those that come free within `horizon` seconds, which is as
     soon as a new machine would be there.
+
+    Whoever is not left is noted in `served`.
 
     A job for several machines holds those there are, so that nobody else counts on them, and lacks
     the rest. O(n log m): a job looks only at the machine with most free cores.
@@ -227,18 +240,22 @@ def shortfall(
     soon = [(when, cores) for supply in supplies for when, cores in supply.soon if when <= horizon]
     heapq.heapify(soon)
     left: list[Left] = []
+    taken = [] if served is None else served
     for candidate in candidates:
         job = candidate.job
         if job.nodes > 1:
             missing = job.nodes - _hold(heap, job)
             if missing:
                 left.append(Left(candidate, missing))
+            else:
+                taken.append(candidate)
             continue
         wanted = max(job.cores, 1)
         if heap and -heap[0][0] >= job.cores and -heap[0][1] >= job.memory_mb:
             cores, memory, i = heap[0]
             heapq.heapreplace(heap, (cores + wanted, memory + job.memory_mb, i))
             _comes_free(soon, candidate.seconds, wanted, horizon)
+            taken.append(candidate)
         elif soon and soon[0][1] >= wanted:
             when, cores = soon[0]
             if cores > wanted:
@@ -246,6 +263,7 @@ def shortfall(
             else:
                 heapq.heappop(soon)
             _comes_free(soon, when + candidate.seconds, wanted, horizon)
+            taken.append(candidate)
         else:
             left.append(Left(candidate, 1))
     return left
