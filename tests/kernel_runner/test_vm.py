@@ -312,9 +312,12 @@ def _is_zombie(pid: int) -> bool:
 
 
 def test_a_vm_that_dies_is_one_clear_line() -> None:
-    process = _cli("--", "sh", "-c", "echo ready; echo b > /proc/sysrq-trigger; sleep 600")
-    out, err = process.communicate(timeout=120)
+    script = "echo ready; read go; echo b > /proc/sysrq-trigger; sleep 600"
+    process = _cli("--", "sh", "-c", script, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    out, err = process.communicate(b"go\n", timeout=300)
     assert process.returncode == 125
-    assert out == b"ready\n"
+    assert out == b""
     assert err.startswith(b"lab.kernel: the VM ended before its command did")
     assert err.count(b"\n") == 1

@@ -17,14 +17,14 @@ from tests.docs.test_docs import commands
 
 pytestmark = [pytest.mark.whole, pytest.mark.xdist_group("whole"), pytest.mark.timeout(600)]
 
-JOBS = 14
+JOBS = 20
 API = "203.0.113.250"
 
 
 def test_the_same_queued_jobs_run_remote_and_only_gre_and_tls_cross_the_internet(
     story: Story, tmp_path: Path
 ) -> None:
-    tasks = work.flash(JOBS, size=40_000)
+    tasks = work.flash(JOBS, size=60_000)
     right = work.expected(tasks)
     pcap = tmp_path / "internet.pcap"
     with net.capture(story.internet, "site", pcap):
