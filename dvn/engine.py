@@ -126,6 +126,7 @@ class Engine:
         self._remember(site.site, look.desired.tables)
         if not (keep_dynamic or look.notes) and look.context is not None:
             self._known, self._looked = Known(look.context), looked
+            self._kernel.rely()
         return _applied(plan, writes, look.notes)
 
     def _from_nothing(self, site: Site, view: View) -> bool:
@@ -162,6 +163,7 @@ class Engine:
         self._verify(site.site, _Look(view.state, desired), before)
         self._remember(site.site, desired.tables)
         self._known = Known(context, growth.held)
+        self._kernel.rely()
         return replace(_applied(Plan(), writes, ()), steps=tuple(lines))
 
     def _apply_parts(self, site: Site) -> Applied | None:

@@ -58,8 +58,12 @@ class Kernel(Protocol):
     def look(self, site: str) -> View:
         """The host, and what is there of `site` (sysctls apart). Raises KernelError."""
 
+    def rely(self) -> None:
+        """What the last look saw is what `undisturbed` is about from now on. Later looks, such as
+        for somebody who only asks, are not."""
+
     def undisturbed(self) -> bool:
-        """Whether nobody but this object has changed what the last look saw, as far as the kernel
+        """Whether nobody but this object has changed what is relied on, as far as the kernel
         announces changes (sysctls it does not). False also where it cannot be told."""
 
     def glance(self, names: Collection[str]) -> KernelState:

@@ -49,20 +49,28 @@ class Evidence:
 
     def begin(self) -> None:
         """A look begins: what was announced till now is in it."""
-        for _event in self._events():
-            pass
-        self._holds = False
+        self._heed()
 
     def saw(
         self, links: Iterable[RawLink], addresses: Iterable[RawAddress], generation: int
     ) -> None:
-        """What the look has read."""
+        """What the look has read. Who relies on an earlier one has to know if it was otherwise:
+        an event of it may come only now, and then says nothing new."""
+        before = self._read()
         self._links = {link.index: link for link in links}
         self._addresses = {}
         for address in addresses:
             self._on(address).add(_key(address))
         self._generation = generation
+        self._holds = self._holds and before == self._read()
+
+    def rely(self) -> None:
+        """What was read last is what `holds` is about from now on."""
         self._holds = True
+
+    def _read(self) -> tuple[object, ...]:
+        addresses = {index: found for index, found in self._addresses.items() if found}
+        return self._links, addresses, self._generation
 
     def wrote(self, transactions: int, generation: int) -> None:
         """We made so many transactions of nftables, and now it is at `generation`."""
@@ -74,9 +82,12 @@ class Evidence:
         """Whether what was seen is still so."""
         if self._generation != generation:
             self._holds = False
+        self._heed()
+        return self._holds
+
+    def _heed(self) -> None:
         for kind, payload in self._events():
             self._holds = self._holds and self._known(kind, payload)
-        return self._holds
 
     def own(self, names: Collection[str]) -> None:
         """What was announced since `holds` may be ours where it is about `names`, which are read

@@ -77,6 +77,7 @@ class FakeKernel:
     foreign_routing: ForeignRouting = field(default_factory=ForeignRouting)
     fail: Callable[[Step], bool] | None = None
     done: list[Step] = field(default_factory=list)
+    _looked: tuple[object, ...] = ()
     _seen: tuple[object, ...] = ()
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -99,7 +100,7 @@ class FakeKernel:
             raised=frozenset(name for name, link in self.foreign.items() if link.up),
             things=tuple(self._things(site, own)),
         )
-        self._seen = self._all()
+        self._looked = self._all()
         host_links = dict(self.foreign)
         for name, link in self.links.items():
             host_links[name] = HostLink(
@@ -153,6 +154,9 @@ class FakeKernel:
 
     def dropped(self, tables: Iterable[NftTable]) -> tuple[RuleCounter, ...]:
         return ()
+
+    def rely(self) -> None:
+        self._seen = self._looked
 
     def undisturbed(self) -> bool:
         return self._seen == self._all()

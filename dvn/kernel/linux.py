@@ -241,6 +241,9 @@ class LinuxKernel:
                 self._made[raw.index] = known
         return tuple(found)
 
+    def rely(self) -> None:
+        self._evidence.rely()
+
     def undisturbed(self) -> bool:
         return self._evidence.holds(self._generation())
 

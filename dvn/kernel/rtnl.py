@@ -169,6 +169,7 @@ def parse_link(payload: bytes) -> RawLink:
     inet = _INET.read(families.get(socket.AF_INET, b""))
     inet6 = _INET6.read(families.get(socket.AF_INET6, b""))
     stats = found.get(IFLA_STATS64)
+    kind = _string(info.get(IFLA_INFO_KIND))
     return RawLink(
         index,
         _string(found.get(IFLA_IFNAME)),
@@ -179,8 +180,9 @@ def parse_link(payload: bytes) -> RawLink:
         _u32(found.get(IFLA_GROUP)),
         _u32(found.get(IFLA_MASTER)),
         _u32(found.get(IFLA_LINK)),
-        _string(info.get(IFLA_INFO_KIND)),
-        info.get(IFLA_INFO_DATA, b""),
+        kind,
+        # A bridge tells of its timers, so that no two messages are the same; and nothing we need.
+        b"" if kind == "bridge" else info.get(IFLA_INFO_DATA, b""),
         info.get(IFLA_INFO_SLAVE_DATA, b""),
         inet6.get(IFLA_INET6_ADDR_GEN_MODE, b"\1") != b"\1",
         _string(found.get(IFLA_QDISC)),

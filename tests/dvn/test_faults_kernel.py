@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ import pytest
 from dvn.engine import Engine
 from dvn.kernel.linux import LinuxKernel
 from dvn.kernel.nftcommands import DelTable, LoadTable
-from dvn.kernel.state import NftTable
+from dvn.kernel.state import NftTable, View
 from dvn.kernel.steps import NftChange, Step, Writes
 from dvn.spec import Site
 from lab.host import wait_for
@@ -175,6 +176,40 @@ def test_killed_between_two_steps_a_restart_finishes_it(
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         assert place.gw.inside(restarted) == wanted, left
     assert place.gw.script(THEIRS).stdout == before
+
+
+class Counting(LinuxKernel):
+    """Counts the looks at everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def look(self, site: str) -> View:
+        self.looks += 1
+        return super().look(site)
+
+
+def test_what_was_only_asked_about_is_still_somebody_elses_doing(place: ChangePlace) -> None:
+    """Between two changes by parts somebody changes a link, and `dvn show` sees it first. The
+    control: where nobody changed anything, the question does not make the next change look."""
+
+    def looks_of(*damage: str) -> int:
+        with closing(Counting()) as kernel:
+            engine = Engine(kernel)
+            engine.apply(site(GOOD))
+            engine.apply(site(WITH_A_SERVICE))
+            subprocess.run(damage, check=True, timeout=60)
+            engine.show()
+            looks = kernel.looks
+            engine.apply(site(GOOD))
+            looks = kernel.looks - looks
+            assert engine.plan(site(GOOD)).steps == ()
+        return looks
+
+    assert place.gw.inside(lambda: looks_of("true")) == 0
+    damage = ["ip", "link", "set", "b-cms-farm", "mtu", "1300"]
+    assert place.gw.inside(lambda: looks_of(*damage)) > 0
 
 
 class Sender:

@@ -142,13 +142,20 @@ def foreign(kernel: FakeKernel) -> None:
     kernel.foreign["eth9"] = HostLink("eth9", "", 1500, True, False)
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["", "asked about"])
 @pytest.mark.parametrize("what", [damage, foreign])
-def test_what_somebody_else_did_is_looked_at(what: Callable[[FakeKernel], None]) -> None:
+def test_what_somebody_else_did_is_looked_at(
+    what: Callable[[FakeKernel], None], asked: bool
+) -> None:
+    """Also when somebody has asked meanwhile how things are, and so has seen it."""
     kernel = a_watched_kernel()
     engine = Engine(kernel)
     engine.apply(full_site())
-    looks = kernel.looks
     what(kernel)
+    if asked:
+        engine.show()
+        engine.plan(full_site())
+    looks = kernel.looks
     engine.apply(changed(CHANGES["a network more"]))
     assert kernel.looks > looks
     assert "t-cms-bari" in kernel.links
