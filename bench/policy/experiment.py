@@ -26,7 +26,7 @@ CORE_HOUR = 0.05  # the same for every type, so that only how time is sold diffe
 PRICES = {"per-second": 1, "per-hour": 3600}  # what is charged for is rounded up to, in seconds
 OURS = "ours"
 # The site's one number, `min_value`: 1 is what is compared. 0 is shown beside it: whoever would
-# wait too long is moved, whatever that costs.
+# wait too long is moved, whatever that costs; it is the default of `Policy`.
 VALUES = ("1", "0")
 CAPS = (1, 2, 4, 8, 16, 32, 64, 1_000_000)
 
