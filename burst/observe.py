@@ -117,9 +117,18 @@ def noticed(lease: Lease, world: World) -> Lease:
     trouble = unwell(lease, world)
     if trouble is not None and bool(trouble) != (lease.unwell_since is not None):
         lease = replace(lease, unwell_since=world.now if trouble else None)
+    if lease.state is LeaseState.TERMINATING and _is_back(lease, world):
+        # What the LRMS said last counts: while it is silent, it is waited for from then on.
+        return replace(lease, left=world.now)
     if lease.state is not LeaseState.JOINED:
         return lease
     return _usage(lease, world)
+
+
+def _is_back(lease: Lease, world: World) -> bool:
+    """Whether its node registered again after it had been removed, and may work."""
+    node = world.nodes.get(lease.node)
+    return (node is not None and node.state in OPEN) or bool(world.jobs_on.get(lease.node))
 
 
 def _known(lease: Lease, machine: Machine) -> bool:

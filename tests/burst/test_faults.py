@@ -48,6 +48,14 @@ def test_nothing_is_lost_or_left_or_overspent(first: int, store: Store) -> None:
     assert not broken, "\n".join(broken)
 
 
+@pytest.mark.parametrize("seed", [38, 674, 941])
+def test_worlds_in_which_a_node_came_back_while_its_machine_was_returned(
+    seed: int, store: Store
+) -> None:
+    """Each of them once lost a job: the node was given it just before the machine ended."""
+    World(seed, store=store).run()
+
+
 def test_the_worlds_are_as_hard_as_they_claim(store: Store) -> None:
     kinds: Counter[str] = Counter()
     kills = used = 0
