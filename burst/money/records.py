@@ -126,8 +126,9 @@ def as_csv(found: Iterable[Row]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return instant(value)
-    text = str(value)
-    # A job's name is its user's: no spreadsheet shall take it for a formula (CWE-1236).
+    # A job's name is its user's: it breaks no line, and no spreadsheet takes it for a formula
+    # (CWE-1236).
+    text = "".join(each if each.isprintable() else "?" for each in str(value))
     return f"'{text}" if text[:1] in ("=", "+", "@") or text[:2] == "-=" else text
 
 

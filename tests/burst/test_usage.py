@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from burst.model import Budget, Farm, Job, JobState, Offer
@@ -182,6 +182,8 @@ def test_a_message_has_at_most_a_thousand_records() -> None:
 
 
 @given(st.text())
+@example("\x1e@")
+@example("\n=1+1")
 def test_no_job_name_breaks_a_record(name: str) -> None:
     odd = Work(use().lease, "1", T0, name, name, 1, T0 + HOUR, name)
     rows = records.rows("cnaf", "EUR", [use()], [odd])
