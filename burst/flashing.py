@@ -7,7 +7,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 from burst.model import Flash, Lease, LeaseState, Offer, Pool
-from burst.newlease import free_addresses, gre_key
+from burst.newlease import free_addresses, want
 from burst.observe import duration_text
 from burst.policy import breaker, flash
 from burst.policy.which import ranked
@@ -137,33 +137,8 @@ def _rent(
 def _lease(
     paper: Round, request: Flash, pool: Pool, offer: Offer, address: str, keys: set[int]
 ) -> Lease:
-    name = paper.new_id()
     reserve = flash.reserve_for(offer, request, paper.world.now, paper.policy)
-    lease = Lease(
-        id=name,
-        pool=pool.name,
-        tenant=pool.tenant,
-        network=pool.network,
-        provider=pool.provider,
-        type=offer.type,
-        zone=offer.zone,
-        cores=offer.cores,
-        memory_mb=offer.memory_mb,
-        price_per_hour=offer.price_per_hour,
-        state=LeaseState.WANTED,
-        node=f"{pool.name}-{name[:8]}",
-        address=address,
-        gre_key=gre_key(name, keys),
-        wanted=paper.world.now,
-        reserved=reserve if offer.price_per_hour else Decimal(0),
-        spot=offer.spot,
-        unit=offer.unit,
-        flash=request.id,
-    )
-    paper.keep(lease)
-    paper.by_pool.setdefault(pool.name, []).append(name)
-    paper.wants.append(lease)
-    return lease
+    return want(paper, pool, offer, reserve, address, keys, flash=request.id)
 
 
 def _explain(paper: Round, request: Flash, told: list[tuple[str, str]]) -> None:

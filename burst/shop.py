@@ -11,7 +11,7 @@ from decimal import Decimal
 from burst import funds
 from burst.market import Bar, Market, Trip, proving, set_out, supplies
 from burst.model import Lease, LeaseState, Offer, Pool
-from burst.newlease import gre_key
+from burst.newlease import want
 from burst.observe import duration_text
 from burst.policy import money, worth
 from burst.policy.demand import Candidate, Left, settled
@@ -315,31 +315,8 @@ class Shop:
             self.paper.answer(candidate.job.id, code, message)
 
     def _lease(self, trip: Trip, offer: Offer, reserve: Decimal) -> Lease:
-        paper, pool = self.paper, self.pool
-        name = paper.new_id()
-        lease = Lease(
-            id=name,
-            pool=pool.name,
-            tenant=pool.tenant,
-            network=pool.network,
-            provider=pool.provider,
-            type=offer.type,
-            zone=offer.zone,
-            cores=offer.cores,
-            memory_mb=offer.memory_mb,
-            price_per_hour=offer.price_per_hour,
-            state=LeaseState.WANTED,
-            node=f"{pool.name}-{name[:8]}",
-            address=trip.addresses.popleft(),
-            gre_key=gre_key(name, self.market.keys),
-            wanted=paper.world.now,
-            reserved=reserve if offer.price_per_hour else Decimal(0),
-            spot=offer.spot,
-            unit=offer.unit,
-        )
-        paper.keep(lease)
-        paper.by_pool.setdefault(pool.name, []).append(name)
-        paper.wants.append(lease)
+        address = trip.addresses.popleft()
+        lease = want(self.paper, self.pool, offer, reserve, address, self.market.keys)
         self.market.hold(lease)
         self.market.take(offer)
         trip.room -= 1
