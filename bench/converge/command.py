@@ -40,7 +40,6 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    begin = time.monotonic()
     parts = options.only.split(",")
     inside = bool(os.environ.get(MARK))
     if not set(parts) <= set(PARTS):
@@ -51,22 +50,25 @@ def run(options: argparse.Namespace) -> int:
         return 1
     there = [part for part in parts if not inside and (options.vm or part == "paths")]
     here = [part for part in parts if part not in there]
+    from bench.converge import measure, report
+    from bench.converge.journal import Journal
+
+    journal = Journal(options.json, time.monotonic)
     try:
-        figures = _elsewhere(options, there) if there else {}
+        elsewhere = _elsewhere(options, there) if there else {}
     except KernelError as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
-    from bench.converge import measure, report
-
     if here:
-        figures = measure.measure(measure.Wanted.of(options, here)) | {
-            key: value for key, value in figures.items() if key not in measure.OF_EACH
-        }
-    figures["seconds"] = round(time.monotonic() - begin, 1)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        # What each place says of itself is said by the one that takes the times.
+        own = {key: value for key, value in elsewhere.items() if key not in measure.OF_EACH}
+        journal.keep(own)
+        measure.measure(measure.Wanted.of(options, here), journal)
+        elsewhere = {}
+    journal.keep(elsewhere)
+    journal.keep({}, complete=True)
     if not inside or not os.environ.get("DVN_BENCH_PART"):
-        report.show(figures)
+        report.show(journal.figures)
     return 0
 
 

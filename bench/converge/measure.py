@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -12,12 +12,13 @@ from typing import Any
 
 from bench.converge import converging, drifting, paths, peers, restart, standin
 from bench.converge.content import make_site
+from bench.converge.journal import Journal
 from bench.converge.space import in_space
 from bench.converge.states import differences
 from lab.kernel import missing_features
 
 # What each place that measures says of itself.
-OF_EACH = ("kernel", "stand_in", "missing_here", "sizes", "runs", "seconds")
+OF_EACH = ("kernel", "stand_in", "missing_here", "sizes", "runs", "seconds", "complete")
 
 
 @dataclass(frozen=True)
@@ -36,85 +37,118 @@ class Wanted:
         return Wanted((small, middle, large), options.runs, tuple(parts))
 
 
-def measure(wanted: Wanted) -> dict[str, Any]:
+def measure(wanted: Wanted, journal: Journal) -> None:
+    """Adds to the journal what each part finds, as it finds it."""
     missing = missing_features()
     standin.stand_in(missing)
-    figures: dict[str, Any] = {
-        "kernel": platform.release(),
-        "stand_in": standin.stands_in(),
-        "missing_here": list(missing),
-        "sizes": list(wanted.sizes),
-        "runs": wanted.runs,
-    }
-    if "cold" in wanted.parts:
-        figures |= _converging(wanted)
-    if "restart" in wanted.parts:
-        figures |= _restarts(wanted)
-    if "drift" in wanted.parts:
-        figures |= _drifts(wanted)
-    if "paths" in wanted.parts:
-        figures |= _paths(wanted)
-    if "peers" in wanted.parts:
-        figures["peers"] = peers.peers(wanted.sizes[0])
-    return figures
+    journal.keep(
+        {
+            "kernel": platform.release(),
+            "stand_in": standin.stands_in(),
+            "missing_here": list(missing),
+            "sizes": list(wanted.sizes),
+            "runs": wanted.runs,
+        }
+    )
+    for part, work in _WORK.items():
+        if part in wanted.parts:
+            work(wanted, journal)
 
 
-def _restarts(wanted: Wanted) -> dict[str, Any]:
-    rows = [in_space(partial(restart.restart, wanted.sizes[1])) for _ in range(wanted.runs)]
-    return {
-        "restart_s_1000": median(row["seconds"] for row in rows),
-        "restart_writes": max(row["writes"] + row["steps"] for row in rows),
-        "restart_packets_lost": max(row["packets_lost"] for row in rows),
-        "restart_runs": rows,
-    }
+def _restarts(wanted: Wanted, journal: Journal) -> None:
+    size = wanted.sizes[1]
+    rows: list[dict[str, Any]] = []
+    for _ in range(wanted.runs):
+        rows.append(in_space(partial(restart.restart, size)))
+        journal.say(f"restart with {size} networks", {"": rows[-1]["seconds"]})
+        journal.keep(
+            {
+                "restart_s_1000": median(row["seconds"] for row in rows),
+                "restart_writes": max(row["writes"] + row["steps"] for row in rows),
+                "restart_packets_lost": max(row["packets_lost"] for row in rows),
+                "restart_runs": rows,
+            }
+        )
 
 
-def _drifts(wanted: Wanted) -> dict[str, Any]:
-    rows = [in_space(partial(drifting.drift, wanted.sizes[1])) for _ in range(wanted.runs)]
-    return {
-        "drift_s_1000": max(median(row[name] for row in rows) for name in rows[0]),
-        "drift_runs": rows,
-    }
+def _drifts(wanted: Wanted, journal: Journal) -> None:
+    size = wanted.sizes[1]
+    rows: list[dict[str, float]] = []
+    for _ in range(wanted.runs):
+        rows.append(in_space(partial(drifting.drift, size)))
+        journal.say(f"repairs with {size} networks", rows[-1])
+        slowest = max(median(row[name] for row in rows) for name in rows[0])
+        journal.keep({"drift_s_1000": slowest, "drift_runs": rows})
 
 
-def _paths(wanted: Wanted) -> dict[str, Any]:
+def _paths(wanted: Wanted, journal: Journal) -> None:
     """Needs a full kernel: the hosts are the lab's."""
     many = 10_000 if wanted.runs > 1 else 100
     seconds = 2.0 if wanted.runs > 1 else 0.5
     nat = paths.nat_paths(10, many, wanted.runs, seconds)
+    journal.say("the packet path with few and with many NAT entries")
+    journal.keep({"nat_path_ratio": min(nat["tcp_ratio"], nat["udp_ratio"]), "nat_paths": nat})
     tunnels = paths.tunnel_paths(wanted.runs, seconds)
+    journal.say("the tunnels beside the plain path")
     plain = median(tunnels["plain_tcp"])
-    return {
-        "nat_path_ratio": min(nat["tcp_ratio"], nat["udp_ratio"]),
-        "gretap_ratio": median(tunnels["gretap_tcp"]) / plain,
-        "wireguard_ratio": median(tunnels["wireguard_tcp"]) / plain,
-        "paths": {"nat": nat, "tunnels": tunnels},
-    }
+    journal.keep(
+        {
+            "gretap_ratio": median(tunnels["gretap_tcp"]) / plain,
+            "wireguard_ratio": median(tunnels["wireguard_tcp"]) / plain,
+            "tunnel_paths": tunnels,
+        }
+    )
 
 
-def _converging(wanted: Wanted) -> dict[str, Any]:
-    found: dict[str, Any] = {"by_size": {}}
-    for size in wanted.sizes:
-        found["by_size"][str(size)] = _at(size, wanted.runs)
-    small, middle, large = (found["by_size"][str(size)] for size in wanted.sizes)
-    for row, label in ((middle, "1000"), (large, "4000")):
-        found[f"cold_ratio_{label}"] = _ratio(row["ours"]["cold"], row["theirs"]["cold"])
-        found[f"noop_ratio_{label}"] = _ratio(row["ours"]["noop"], row["theirs"]["reads"])
-    found["growth_4000_1000"] = _ratio(large["ours"]["cold"], middle["ours"]["cold"])
-    slowest = {size: _slower(row, "") for size, row in (("100", small), ("4000", large))}
-    found["change_ms_4000"] = 1000 * slowest["4000"]
-    found["change_cpu_ms_4000"] = 1000 * _slower(large, "_cpu")
-    found["change_ratio_4000_100"] = slowest["4000"] / slowest["100"]
-    return found
+def _peers(wanted: Wanted, journal: Journal) -> None:
+    found: dict[str, Any] = {"networks": wanted.sizes[0]}
+    for name, seconds in peers.peers(wanted.sizes[0]):
+        found[name] = seconds
+        journal.say(f"peer: {name}", {"": seconds} if isinstance(seconds, float) else None)
+        journal.keep({"peers": dict(found)})
 
 
-def _at(size: int, runs: int) -> dict[str, Any]:
+def _converging(wanted: Wanted, journal: Journal) -> None:
+    rows: dict[str, dict[str, Any]] = {}
+    for size, label in zip(wanted.sizes, ("100", "1000", "4000"), strict=True):
+        row = rows[label] = _at(size, wanted.runs, journal)
+        found: dict[str, Any] = {"by_size": {}}
+        for number, each in zip(wanted.sizes, rows.values(), strict=False):
+            found["by_size"][str(number)] = each
+        if label != "100":
+            found[f"cold_ratio_{label}"] = _ratio(row["ours"]["cold"], row["theirs"]["cold"])
+            found[f"noop_ratio_{label}"] = _ratio(row["ours"]["noop"], row["theirs"]["reads"])
+        journal.keep(found)
+    small, middle, large = rows.values()
+    slowest = _slower(large, "")
+    journal.keep(
+        {
+            "growth_4000_1000": _ratio(large["ours"]["cold"], middle["ours"]["cold"]),
+            "change_ms_4000": 1000 * slowest,
+            "change_cpu_ms_4000": 1000 * _slower(large, "_cpu"),
+            "change_ratio_4000_100": slowest / _slower(small, ""),
+        }
+    )
+
+
+_WORK: dict[str, Callable[[Wanted, Journal], None]] = {
+    "cold": _converging,
+    "restart": _restarts,
+    "drift": _drifts,
+    "paths": _paths,
+    "peers": _peers,
+}
+
+
+def _at(size: int, runs: int, journal: Journal) -> dict[str, Any]:
     site = make_site(size)
     ours, theirs = [], []
     for number in range(runs):
         full = number == 0
         ours.append(in_space(partial(converging.ours, site, full=full)))
         theirs.append(in_space(partial(converging.theirs, site, full=full)))
+        seconds = {"ours": ours[-1]["cold"], "ip and nft": theirs[-1]["cold"]}
+        journal.say(f"cold start of {size} networks", seconds)
     unlike = differences(ours[0].pop("state"), theirs[0].pop("state"))
     if unlike:
         raise RuntimeError("the end states differ:\n" + "\n".join(unlike))

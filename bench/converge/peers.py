@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bench.converge.space import in_space
 
 
-def peers(count: int) -> dict[str, Any]:
+def peers(count: int) -> Iterator[tuple[str, float | str]]:
     """Seconds of each to make `count` bridges with an address and a port, up; and to read them.
 
     The least that a network needs, so that it can be said in each of their languages; no tunnels,
@@ -25,13 +24,12 @@ def peers(count: int) -> dict[str, Any]:
         "a shell forking ip": _shell,
         "ip -batch": _batch,
     }
-    found: dict[str, Any] = {"networks": count}
     for name, make in tools.items():
-        found[name] = in_space(partial(make, count))
-    found["ifupdown2"] = (
-        in_space(lambda: _ifupdown2(count)) if shutil.which("ifreload") else "not installed"
-    )
-    return found
+        yield name, float(in_space(partial(make, count)))
+    if shutil.which("ifreload"):
+        yield "ifupdown2", float(in_space(lambda: _ifupdown2(count)))
+    else:
+        yield "ifupdown2", "not installed"
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.converge.content import make_site, with_another_nat, with_one_more
+from bench.converge.journal import Journal
 from bench.converge.script import script_of
 from bench.converge.states import differences
 from dvn.compile import compile_site
@@ -44,6 +46,32 @@ def test_states_that_differ_are_told() -> None:
     same = {"links": ["a"], "nft": ["b"]}
     assert differences(same, same) == []
     assert differences(same, {"links": ["a"], "nft": ["c"]}) == ["only ours: b", "only theirs: c"]
+
+
+def test_a_measurement_that_is_stopped_has_said_what_it_saw(tmp_path: Path) -> None:
+    file, lines, times = tmp_path / "figures.json", io.StringIO(), iter(range(100))
+    journal = Journal(file, lambda: float(next(times)), lines)
+    journal.keep({"sizes": [1, 2, 3]})
+    journal.say("cold start of 2 networks", {"ours": 0.25})
+    journal.keep({"cold_ratio_1000": 0.5})
+    stopped = json.loads(file.read_text())
+    assert stopped["cold_ratio_1000"] == 0.5
+    assert stopped["sizes"] == [1, 2, 3]
+    assert stopped["complete"] is False
+    assert lines.getvalue().split() == [
+        "2",
+        "s",
+        "cold",
+        "start",
+        "of",
+        "2",
+        "networks",
+        "ours",
+        "0.250",
+        "s",
+    ]
+    journal.keep({}, complete=True)
+    assert json.loads(file.read_text())["complete"] is True
 
 
 @pytest.mark.kernel
