@@ -155,16 +155,19 @@ class Engine:
                         writes += doing.result()
                     doing = kernel.submit(self._kernel.carry_out, plan.steps)
                     lines += plan.lines()
+                # All that is needed once the kernel is done is made while it is busy.
                 desired = growth.state()
+                grown = Known(context, growth.held)
+                steps = tuple(lines)
                 writes += doing.result() if doing else Writes()
         except StepError as error:
             undone, how = self._undo(site.site, before, growth.state())
             raise ApplyError(f"{_short(error.step)}: {error}; {how}", undone=undone) from error
         self._verify(site.site, _Look(view.state, desired), before)
         self._remember(site.site, desired.tables)
-        self._known = Known(context, growth.held)
+        self._known = grown
         self._kernel.rely()
-        return replace(_applied(Plan(), writes, ()), steps=tuple(lines))
+        return replace(_applied(Plan(), writes, ()), steps=steps)
 
     def _apply_parts(self, site: Site) -> Applied | None:
         """By the networks and tunnels that changed since the last apply, where the kernel has been
@@ -438,7 +441,8 @@ class Engine:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Without searches for garbage: thousands of new objects that stay set off many, which find
-    nothing and take a third of the time."""
+    nothing and take a third of the time. Afterwards they count as old ones: else the next search,
+    at once, would go through all of them."""
     if not gc.isenabled():
         yield
         return
@@ -446,6 +450,8 @@ def _undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()
         gc.enable()
 
 

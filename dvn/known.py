@@ -34,6 +34,8 @@ from dvn.problems import SpecError
 from dvn.spec import Site, Tenant, Tunnel
 from dvn.vlans import forwarding
 
+_GROWN = 8  # how many times the first row later ones may be
+
 
 class NotByParts(Exception):  # noqa: N818 - not a mistake: the whole must be looked at
     """The change touches what does not belong to single networks."""
@@ -197,16 +199,20 @@ class Growth:
         self.held: Counter[Hashable] = Counter()
 
     def plans(self, row: int) -> Iterator[Plan]:
-        """The plan of each `row` networks with their tunnels, to be done one after the other."""
+        """The plans of `row` networks with their tunnels, then twice as many and so on, to be done
+        one after the other: the kernel begins early, and each plan's end, when it waits for us,
+        comes seldom."""
         tunnels: dict[tuple[str, str], list[Tunnel]] = {}
         for tunnel in self._context.site.tunnels():
             tunnels.setdefault((tunnel.tenant, tunnel.network), []).append(tunnel)
         networks = networks_of(self._context.site)
-        for start in range(0, len(networks), row):
+        start, most = 0, row * _GROWN
+        while start < len(networks):
             some: list[NetworkOf | Tunnel] = []
             for each in networks[start : start + row]:
                 some += [each, *tunnels.get((each.tenant, each.name), ())]
             yield self._plan(list(parts_of(self._context, some)))
+            start, row = start + row, min(2 * row, most)
 
     def _plan(self, parts: list[KernelState]) -> Plan:
         name = self._context.site.site

@@ -117,6 +117,10 @@ def _converging(wanted: Wanted, journal: Journal) -> None:
             found["by_size"][str(number)] = each
         if label != "100":
             found[f"cold_ratio_{label}"] = _ratio(row["ours"]["cold"], row["theirs"]["cold"])
+            # Until all of it is there; ours then looks whether it is, which ip and nft do not.
+            found[f"cold_writing_ratio_{label}"] = _ratio(
+                row["ours"]["cold_writing"], row["theirs"]["cold"]
+            )
             found[f"noop_ratio_{label}"] = _ratio(row["ours"]["noop"], row["theirs"]["reads"])
         journal.keep(found)
     small, middle, large = rows.values()
@@ -147,7 +151,11 @@ def _at(size: int, runs: int, journal: Journal) -> dict[str, Any]:
         full = number == 0
         ours.append(in_space(partial(converging.ours, site, full=full)))
         theirs.append(in_space(partial(converging.theirs, site, full=full)))
-        seconds = {"ours": ours[-1]["cold"], "ip and nft": theirs[-1]["cold"]}
+        seconds = {
+            "ours": ours[-1]["cold"],
+            "of it writing": ours[-1]["cold_writing"],
+            "ip and nft": theirs[-1]["cold"],
+        }
         journal.say(f"cold start of {size} networks", seconds)
     unlike = differences(ours[0].pop("state"), theirs[0].pop("state"))
     if unlike:
@@ -159,7 +167,10 @@ def _at(size: int, runs: int, journal: Journal) -> dict[str, Any]:
         "same_end_state": True,
         "ours": {
             "cold": [row["cold"] for row in ours],
-            "cold_cpu": [row["cold_cpu"] for row in ours],
+            **{
+                name: [row[name] for row in ours]
+                for name in ("cold_cpu", "cold_writing", "cold_looking")
+            },
             **{key: value for key, value in once.items() if not key.startswith("cold")},
         },
         "theirs": {
