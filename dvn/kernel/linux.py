@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -87,6 +87,7 @@ class LinuxKernel:
     def __init__(self) -> None:
         self._open_socket: nl.Socket | None = None
         self._open_nft: Nft | None = None
+        self._open_conntrack: nl.Socket | None = None
         self._open_evidence: Evidence | None = None
         self._read: tuple[str, int, _Tables] | None = None
         self._made: dict[int, tuple[RawLink, tuple[str | None, str | None], Link]] = {}
@@ -108,6 +109,14 @@ class LinuxKernel:
         return self._open_nft
 
     @property
+    def _conntrack(self) -> nl.Socket:
+        # It lives on: closing one of this protocol waits until nf_tables has put away what the
+        # last transaction removed (nft_rcv_nl_event in the kernel), some 15 ms.
+        if self._open_conntrack is None:
+            self._open_conntrack = nl.Socket(nl.NETLINK_NETFILTER)
+        return self._open_conntrack
+
+    @property
     def _evidence(self) -> Evidence:
         if self._open_evidence is None:
             self._open_evidence = Evidence()
@@ -118,9 +127,12 @@ class LinuxKernel:
             self._open_socket.close()
         if self._open_nft:
             self._open_nft.close()
+        if self._open_conntrack:
+            self._open_conntrack.close()
         if self._open_evidence:
             self._open_evidence.close()
         self._open_evidence = None
+        self._open_conntrack = None
         self._open_socket = self._open_nft = None
 
     @contextmanager
@@ -483,9 +495,7 @@ class LinuxKernel:
                 _write(f"/proc/sys/{key}", value)
                 return Writes(sysctl=1)
             case CutConnections(flows):
-                with closing(nl.Socket(nl.NETLINK_NETFILTER)) as sock:
-                    cut = conntrack.flush(sock, flows)
-                return Writes(netlink=cut)
+                return Writes(netlink=conntrack.flush(self._conntrack, flows))
             case PutThing(thing, before):
                 return Writes(netlink=_driver(thing).put(self._socket, thing, before))
             case DelThing(thing):
