@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dvn.kernel import nftdiff
-from dvn.kernel.state import Bridge, Gretap, Ifb, KernelState, Link, Vlan, Vrf, WireguardLink
+from dvn.kernel.state import (
+    SWITCH6,
+    Bridge,
+    Gretap,
+    Ifb,
+    KernelState,
+    Link,
+    Vlan,
+    Vrf,
+    WireguardLink,
+)
 from dvn.kernel.steps import (
     AddAddress,
     AddLink,
@@ -47,12 +57,15 @@ def diff(observed: KernelState, desired: KernelState) -> Plan:
     if closing:
         steps.append(closing)
     steps += [AddLink(link) for link in wanted if link.name not in kept]
-    steps += _sysctls(observed, desired)
+    settings = list(_sysctls(observed, desired, kept))
+    steps += [step for step in settings if not _switches_ipv6(step)]
     # A VLAN goes up only on an uplink that is; a port comes up when it is in its bridge.
     down = sorted(desired.raised - observed.raised)
     names = {port.name for port in desired.ports}
     steps += [RaiseLink(name) for name in down if name not in names]
     steps += _in_place(kept, wanted)
+    # By themselves, since each waits for RTNL; before there are addresses, or a link goes up.
+    steps += [step for step in settings if _switches_ipv6(step)]
     steps += _addresses_added(observed, desired, kept)
     ports = {port.name: port.master for port in observed.ports if port.master in kept}
     steps += [
@@ -136,12 +149,21 @@ def _changes(have: Link, want: Link) -> Iterator[Change]:
         yield "up"
 
 
-def _sysctls(observed: KernelState, desired: KernelState) -> Iterator[SetSysctl]:
+def _sysctls(
+    observed: KernelState, desired: KernelState, kept: dict[str, Link]
+) -> Iterator[SetSysctl]:
+    # Those of a link that is remade went with it.
+    remade = observed.by_name.keys() - kept.keys()
     values = observed.sysctl_values
     for sysctl in desired.sysctls:
-        before = values.get(sysctl.key)
+        gone = bool(remade) and not remade.isdisjoint(sysctl.key.split("/"))
+        before = None if gone else values.get(sysctl.key)
         if before != sysctl.value:
             yield SetSysctl(sysctl.key, sysctl.value, before)
+
+
+def _switches_ipv6(step: SetSysctl) -> bool:
+    return step.key.endswith(f"/{SWITCH6}")
 
 
 def _addresses_added(

@@ -26,6 +26,7 @@ from dvn.kernel.state import (
     NftTable,
     alias,
     table_name,
+    without_ipv6,
 )
 from dvn.kernel.things import Thing
 from dvn.passes import EMPTY, Context, Pass
@@ -87,7 +88,7 @@ def _tunnel(context: Context, tunnel: Tunnel) -> KernelState:
     if params.fou:
         things = (FouPort(params.fou.sport, 6 if ":" in params.local else 4),)
     table = NftTable("bridge", table_name(site.site), tunnel_sets({name: mtu}))
-    return KernelState(links=(link,), tables=(table,), things=things)
+    return KernelState(links=(link,), sysctls=(without_ipv6(name),), tables=(table,), things=things)
 
 
 def tunnel_sets(mtus: dict[str, int]) -> tuple[NftSet, ...]:

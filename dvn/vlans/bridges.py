@@ -9,7 +9,16 @@ from __future__ import annotations
 from ipaddress import IPv6Network
 
 from dvn import addresses
-from dvn.kernel.state import Address, Bridge, KernelState, Link, Sysctl, alias
+from dvn.kernel.state import (
+    SWITCH6,
+    Address,
+    Bridge,
+    KernelState,
+    Link,
+    Sysctl,
+    alias,
+    without_ipv6,
+)
 from dvn.passes import Context, NetworkOf, Pass
 from dvn.spec import Network
 from dvn.tunnels.mtu import network_mtu
@@ -38,7 +47,7 @@ def _bridge(context: Context, owned: NetworkOf) -> KernelState:
         # (net/ipv6/ndisc.c, ndisc_send_ns). Ours, not the kernel's: that one waits for a
         # carrier and then for duplicate detection, and packets meanwhile go nowhere.
         found.append(Address(bridge, addresses.link_local(mac)))
-    return KernelState(links=(link,), addresses=tuple(found), sysctls=tuple(_sysctls(bridge)))
+    return KernelState(links=(link,), addresses=tuple(found), sysctls=_sysctls(bridge, network))
 
 
 def _only_bridged(context: Context, owned: NetworkOf, here: str) -> KernelState:
@@ -55,7 +64,7 @@ def _only_bridged(context: Context, owned: NetworkOf, here: str) -> KernelState:
     settings = (
         Sysctl(f"{four}/forwarding", "0"),
         Sysctl(f"{four}/arp_ignore", "8"),  # answers for no address of the host
-        Sysctl(f"{six}/disable_ipv6", "1"),
+        without_ipv6(bridge),
         Sysctl(f"{six}/accept_ra", "0"),
     )
     return KernelState(links=(link,), sysctls=settings)
@@ -65,9 +74,9 @@ def _has_ipv6(network: Network) -> bool:
     return any(isinstance(prefix, IPv6Network) for prefix in network.prefix)
 
 
-def _sysctls(bridge: str) -> list[Sysctl]:
+def _sysctls(bridge: str, network: Network) -> tuple[Sysctl, ...]:
     four, six = f"net/ipv4/conf/{bridge}", f"net/ipv6/conf/{bridge}"
-    return [
+    return (
         Sysctl(f"{four}/forwarding", "1"),
         # The effective value is max(all, interface): strict here unless `all` says loose. What
         # comes from a network has an address of the network.
@@ -76,9 +85,11 @@ def _sysctls(bridge: str) -> list[Sysctl]:
         Sysctl(f"{four}/arp_ignore", "1"),
         Sysctl(f"{four}/accept_redirects", "0"),
         Sysctl(f"{four}/send_redirects", "0"),
+        # Said in both cases: the default is the host's, and a network may get IPv6 later.
+        Sysctl(f"{six}/{SWITCH6}", "0") if _has_ipv6(network) else without_ipv6(bridge),
         Sysctl(f"{six}/accept_ra", "0"),
         Sysctl(f"{six}/accept_redirects", "0"),
-    ]
+    )
 
 
 BRIDGES = Pass("bridges", network=_bridge)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dvn import addresses
-from dvn.kernel.state import KernelState, Link, Vlan, alias
+from dvn.kernel.state import KernelState, Link, Vlan, alias, without_ipv6
 from dvn.passes import EMPTY, Context, NetworkOf, Pass
+from dvn.tunnels.mtu import LEAST
 
 
 def _uplink(context: Context, owned: NetworkOf) -> KernelState:
@@ -22,7 +23,9 @@ def _uplink(context: Context, owned: NetworkOf) -> KernelState:
         mtu=uplink.mtu,
         master=owned.bridge,
     )
-    return KernelState(links=(link,), raised=frozenset({uplink.name}))
+    # Where it is narrower the kernel has no IPv6 on it anyway (RFC 8200, 5), nor a setting of it.
+    sysctls = (without_ipv6(link.name),) if uplink.mtu >= LEAST else ()
+    return KernelState(links=(link,), sysctls=sysctls, raised=frozenset({uplink.name}))
 
 
 UPLINKS = Pass("uplinks", network=_uplink, routed=True)

@@ -17,7 +17,16 @@ from dvn.kernel.diff import diff
 from dvn.kernel.driver import KernelError
 from dvn.kernel.fake import FakeKernel
 from dvn.kernel.state import Gretap, KernelState, NftRule
-from dvn.kernel.steps import AddLink, CutConnections, DelLink, NftChange, SetLink, Step, Writes
+from dvn.kernel.steps import (
+    AddLink,
+    CutConnections,
+    DelLink,
+    NftChange,
+    SetLink,
+    SetSysctl,
+    Step,
+    Writes,
+)
 from dvn.problems import SpecError
 from dvn.spec import Site, Tunnel, check_site, site_from_json
 from tests.dvn.sites import a_kernel, full_site, sites
@@ -206,6 +215,8 @@ class Forgetful(FakeKernel):
             return Writes(netlink=1)
         if getattr(step, "name", "").startswith("t-"):
             return Writes(netlink=1)
+        if isinstance(step, SetSysctl) and "/t-" in step.key:
+            return Writes(sysctl=1)
         return super().perform(step)
 
 
@@ -245,7 +256,8 @@ def test_a_lease_costs_a_handful_of_writes_however_many_there_are() -> None:
     engine = Engine(kernel)
     engine.apply(full_site())
     applied = engine.apply(grown(full_site()))
-    assert len(applied.steps) == 7  # its elements of three sets and two maps, the device, up
+    # Its elements of three sets and two maps, the device, no IPv6 of ours on it, up.
+    assert len(applied.steps) == 8
     assert not any(line.startswith("-") for line in applied.steps)
 
 

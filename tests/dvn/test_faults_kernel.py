@@ -110,6 +110,7 @@ def test_calls_to_the_kernel_may_fail_once(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # thousands of points on an emulated processor
 def test_any_call_to_the_kernel_may_fail_once(
     place: ChangePlace, record_property: Callable[[str, object], None]
 ) -> None:

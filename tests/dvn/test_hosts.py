@@ -255,7 +255,8 @@ def test_a_hypervisor_only_bridges() -> None:
     assert {port.name for port in state.ports} == {"tap3", "tap4"}
     values = state.sysctl_values
     assert values[f"net/ipv6/conf/{FARM}/disable_ipv6"] == "1"
-    assert {key.split("/")[3] for key in values} == {FARM}
+    assert values[f"net/ipv6/conf/{tunnel_to('gw')}/disable_ipv6"] == "1"
+    assert {key.split("/")[3] for key in values} == {FARM, tunnel_to("gw")}
     inet = {s.name: s.elements for t in state.tables if t.family == "inet" for s in t.sets}
     assert inet["networks"] == {(FARM,)}
     grown = ("open", "nat4", "sources4", "gateways4", "services", "zones", "opened4", "accepted")

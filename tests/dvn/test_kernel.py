@@ -366,7 +366,7 @@ def test_a_lease_comes_and_goes(applied: Place) -> None:
     )
     index = applied.gw("cat /sys/class/net/b-cms-farm/ifindex")
     came = applied.apply(applied.site.with_tunnels([lease]))
-    assert len(came.steps) == 7
+    assert len(came.steps) == 8
     assert came.nft_writes == 5  # its elements of three sets and two maps
     went = applied.apply()
     assert len(went.steps) == 6
