@@ -18,7 +18,6 @@ from burst.policy import worth
 from burst.policy.demand import (
     Candidate,
     Refusal,
-    by_age,
     by_reason,
     by_rule,
     by_size,
@@ -100,7 +99,7 @@ class _Sorter:
     def sort_all(self, queue: Queue) -> None:
         """Each pending job to the pools that take it, or to the reason why none does."""
         policy, now, habits = self._policy, self._now, self._habits
-        young, default = now - policy.min_job_age, policy.default_job_time
+        default = policy.default_job_time
         refused, kinds, reasons = queue.refused, self._kinds, self._reasons
         comment = ""
         lengths: dict[timedelta, float] = {}  # few different ones
@@ -121,8 +120,6 @@ class _Sorter:
             if job.reason not in reasons:
                 reasons[job.reason] = by_reason(job)
             late = reasons[job.reason]
-            if late is None and job.submitted > young:
-                late = by_age(job, policy, now)
             if late is not None:
                 whole = all(
                     job.nodes == 1 and job.cores <= one.cores and job.memory_mb <= one.memory

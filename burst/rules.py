@@ -66,7 +66,7 @@ RULES: dict[str, Rule] = {
         ("see the batch system's own reason",),
     ),
     "young": Rule(
-        "a job is left alone until it has waited for `min_job_age`",
+        "no machine is rented for a job until it has waited for `min_job_age`",
         ("wait",),
         ("min_job_age",),
     ),

@@ -14,7 +14,7 @@ from burst.model import Lease, LeaseState, Offer, Pool
 from burst.newlease import want
 from burst.observe import duration_text
 from burst.policy import money, worth
-from burst.policy.demand import Candidate, Left, settled
+from burst.policy.demand import Candidate, Left, by_age, settled
 from burst.policy.which import Priced, best, fits, usable_memory_mb
 from burst.queue import Queue, start_threshold
 from burst.round import Round
@@ -63,16 +63,23 @@ class Shop:
         return shop
 
     def _needy(self, queue: Queue, threshold: float) -> list[Candidate]:
-        """Who would wait too long and is worth a machine, the most deserving first."""
+        """Who has waited, would wait too long and is worth a machine, the most deserving first."""
         paper, answers = self.paper, self.paper.answers
+        now = paper.world.now
         needy: list[Candidate] = []
+        young = now - paper.policy.min_job_age
         for candidate in queue.urgent(self.pool):
-            if candidate.wait > threshold:
-                if candidate.job.id not in self.claimed:
+            job = candidate.job
+            if job.submitted > young:
+                late = by_age(job, paper.policy, now)
+                if late is not None and job.id not in answers:
+                    paper.answer(job.id, late.code, late.message)
+            elif candidate.wait > threshold:
+                if job.id not in self.claimed:
                     needy.append(candidate)
-            elif candidate.job.id not in answers:
+            elif job.id not in answers:
                 text = f"it starts here within {candidate.wait_text}; a borrowed machine would take"
-                paper.answer(candidate.job.id, "starts-soon", f"{text} {threshold:.0f} s")
+                paper.answer(job.id, "starts-soon", f"{text} {threshold:.0f} s")
         core_hour = paper.core_hour(self.pool)
         if paper.policy.min_value > 0:
             start = paper.policy.expected_start_cost.total_seconds()

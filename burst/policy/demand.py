@@ -145,8 +145,8 @@ def by_age(job: Job, policy: Policy, now: datetime) -> Refusal | None:
     if age >= policy.min_job_age:
         return None
     text = (
-        f"it waits since {age.total_seconds():.0f} s; jobs younger than "
-        f"{policy.min_job_age.total_seconds():.0f} s are left alone"
+        f"it waits since {age.total_seconds():.0f} s; no machine is rented for jobs younger than "
+        f"{policy.min_job_age.total_seconds():.0f} s"
     )
     return Refusal(6, "young", text)
 
