@@ -96,6 +96,7 @@ def site_file(
     types: Sequence[str] = ("c5.large",),
     policy: Mapping[str, object] = LAB_POLICY,
     budget: str = "5.00",
+    period: str = "day",
     users: Sequence[str] = ("alice",),
 ) -> str:
     """The site file of the lab, as its administrator would have written it."""
@@ -156,7 +157,7 @@ def site_file(
                     "addresses": "10.9.0.101-10.9.0.150",
                 }
             },
-            "budgets": {"cms": {"limit": budget, "period": "day"}},
+            "budgets": {"cms": {"limit": budget, "period": period}},
             "policy": dict(policy),
         },
     }
