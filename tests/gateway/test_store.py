@@ -24,8 +24,10 @@ from sqlalchemy import Engine, create_engine, text
 from burst.model import Failure, FailureClass, Lease, LeaseState
 from burst.money.limits import Bound
 from gateway.enrolment import Refused
+from gateway.loops.loop import Loop
 from gateway.store import Joins, Store, StoreError
 from gateway.store.engine import reading
+from lab.process import wait_for
 from tests.gateway.leases import T0, lease, leases
 from tests.gateway.postgres import Cluster, cluster, programs
 
@@ -318,6 +320,7 @@ from dataclasses import replace
 from decimal import Decimal
 from burst.model import LeaseState
 from gateway.store import Store
+from lab.process import wait_for
 from tests.gateway.leases import T0, lease
 store = Store.open(sys.argv[1])
 for n in itertools.count(1):
@@ -447,6 +450,25 @@ class TestPostgres:
             postgres.restart()
             store.save(lease(2), T0)
             assert len(store.leases()) == 2
+
+    def test_a_loop_goes_on_when_the_server_is_back(self, postgres: Cluster) -> None:
+        with Store.open(postgres.url(postgres.database())) as store:
+            loop = Loop(
+                "notes",
+                lambda: store.note("heartbeat", "now"),
+                interval=timedelta(milliseconds=20),
+                clock=lambda: T0,
+            )
+            loop.start()
+            wait_for(lambda: loop.status.rounds > 0, 30)
+            postgres.stop()
+            wait_for(lambda: loop.status.bugs > 0, 60)
+            postgres.start()
+            before = loop.status
+            wait_for(
+                lambda: loop.status.rounds - loop.status.bugs > before.rounds - before.bugs, 60
+            )
+            assert loop.stop(30)
 
     def test_the_plain_url_means_the_driver_we_have(self, postgres: Cluster) -> None:
         url = postgres.url(postgres.database()).replace("postgresql+psycopg:", "postgresql:")
