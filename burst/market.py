@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
+from operator import attrgetter
 
 from burst.model import Lease, LeaseState, Offer, Pool
 from burst.newlease import free_addresses
@@ -140,7 +142,7 @@ def set_out(paper: Round, pool: Pool, left: list[Left], spares: int, market: Mar
         health.may_start(policy),
         min(pool.max_machines - living, tenants),
         worthwhile_cores(candidates, policy.expected_start_cost),
-        sum(candidate.job.cores for candidate in candidates),
+        sum(map(attrgetter("job.cores"), candidates)),
         free_addresses(paper, pool) if left or spares else deque(),
         provider.billing,
     )
@@ -150,7 +152,11 @@ def _typical(candidates: list[Candidate], default: timedelta) -> timedelta:
     """The median length of the jobs a machine would be for."""
     if not candidates:
         return default
-    return sorted(candidate.limit for candidate in candidates)[len(candidates) // 2]
+    counts = Counter(candidate.limit for candidate in candidates)  # few different ones
+    limits = sorted(counts)
+    up_to = accumulate(counts[limit] for limit in limits)
+    half = len(candidates) // 2
+    return next(limit for limit, n in zip(limits, up_to, strict=True) if n > half)
 
 
 def proving(health: breaker.PoolHealth, pool: Pool, paper: Round) -> Bar:

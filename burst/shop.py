@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from burst import funds
+from burst.actions import Reason
 from burst.market import Bar, Market, Trip, proving, set_out, supplies
 from burst.model import Lease, LeaseState, Offer, Pool
 from burst.newlease import want
@@ -64,22 +65,18 @@ class Shop:
 
     def _needy(self, queue: Queue, threshold: float) -> list[Candidate]:
         """Who has waited, would wait too long and is worth a machine, the most deserving first."""
-        paper, answers = self.paper, self.paper.answers
-        now = paper.world.now
-        needy: list[Candidate] = []
+        paper = self.paper
+        now, urgent, claimed = paper.world.now, queue.urgent(self.pool), self.claimed
         young = now - paper.policy.min_job_age
-        for candidate in queue.urgent(self.pool):
-            job = candidate.job
-            if job.submitted > young:
-                late = by_age(job, paper.policy, now)
-                if late is not None and job.id not in answers:
-                    paper.answer(job.id, late.code, late.message)
-            elif candidate.wait > threshold:
-                if job.id not in self.claimed:
-                    needy.append(candidate)
-            elif job.id not in answers:
-                text = f"it starts here within {candidate.wait_text}; a borrowed machine would take"
-                paper.answer(job.id, "starts-soon", f"{text} {threshold:.0f} s")
+        needy = [one for one in urgent if one.wait > threshold]
+        if queue.pending and queue.pending[-1].submitted > young:
+            needy = [one for one in needy if one.job.submitted <= young]
+        if len(needy) < len(urgent):
+            for one in urgent:
+                if one.job.submitted > young or one.wait <= threshold:
+                    self._not_needy(one, young, threshold)
+        if claimed:
+            needy = [one for one in needy if one.job.id not in claimed]
         core_hour = paper.core_hour(self.pool)
         if paper.policy.min_value > 0:
             start = paper.policy.expected_start_cost.total_seconds()
@@ -91,6 +88,17 @@ class Shop:
                     self._not_worth(candidate, core_hour, start)
             needy = worthy
         return needy
+
+    def _not_needy(self, candidate: Candidate, young: datetime, threshold: float) -> None:
+        job, paper = candidate.job, self.paper
+        if job.id in paper.answers:
+            return
+        late = by_age(job, paper.policy, paper.world.now) if job.submitted > young else None
+        if late is not None:
+            paper.answer(job.id, late.code, late.message)
+            return
+        text = f"it starts here within {candidate.wait_text}; a borrowed machine would take"
+        paper.answer(job.id, "starts-soon", f"{text} {threshold:.0f} s")
 
     def _not_worth(self, candidate: Candidate, core_hour: float, start: float) -> None:
         cost = core_hour * max(candidate.job.cores, 1) * candidate.seconds / 3600
@@ -296,10 +304,12 @@ class Shop:
         """Say what came of it."""
         paper, pool = self.paper, self.pool
         if self.bar is not None:
-            for left in self.left:
-                candidate = left.candidate
-                text = f"it would wait here {candidate.wait_text}, but {self.bar.message}"
-                self._answer(candidate, self.bar.code, text)
+            answers, code, message = paper.answers, self.bar.code, self.bar.message
+            for candidate, _ in self.left:
+                name = candidate.job.id
+                if name not in answers:
+                    text = f"it would wait here {candidate.wait_text}, but {message}"
+                    answers[name] = Reason("job", name, code, text)
         living = [lease for lease in paper.of_pool(pool) if lease.living]
         joined = sum(lease.state is LeaseState.JOINED for lease in living)
         counts = f"{joined} joined of {len(living)} leases, at most {pool.max_machines}"

@@ -157,7 +157,7 @@ def waits_for_machines(job: Job) -> bool:
 
 
 def _overlap(some: Collection[str], others: Collection[str]) -> bool:
-    return any(name in others for name in some)
+    return not set(some).isdisjoint(others)
 
 
 class Candidate(NamedTuple):
@@ -241,8 +241,12 @@ def shortfall(
     heapq.heapify(soon)
     left: list[Left] = []
     taken = [] if served is None else served
+    over = False  # no core is free, and none comes free in time
     for candidate in candidates:
         job = candidate.job
+        if over and job.cores > 0:
+            left.append(Left(candidate, job.nodes if job.nodes > 1 else 1))
+            continue
         if job.nodes > 1:
             missing = job.nodes - _hold(heap, job)
             if missing:
@@ -266,6 +270,7 @@ def shortfall(
             taken.append(candidate)
         else:
             left.append(Left(candidate, 1))
+            over = not soon and (not heap or heap[0][0] >= 0)
     return left
 
 
