@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import NamedTuple
 
 from burst.model import Failure, FailureClass, Lease, LeaseState, Machine, Policy
 from burst.policy import money
@@ -144,8 +145,7 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
 TABLE = _table()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     lease: Lease
     effect: Effect | None
 
