@@ -16,6 +16,7 @@ from burst.simulate.baselines import Never, OnePerJob, Utilisation
 from burst.simulate.bound import lower_bound
 from burst.simulate.catalogue import UnknownPolicy, policy_named
 from burst.simulate.engine import PolicyDriver, Run
+from burst.simulate.foresight import cost_of_no_wait
 from burst.simulate.metrics import Outcome, bounded_slowdown
 from burst.simulate.model import (
     ON_DEMAND,
@@ -210,6 +211,20 @@ def test_the_clairvoyant_bound_holds_for_every_policy_and_falls_with_money() -> 
         assert bound <= before + 0.05
         before = bound
     assert lower_bound(queue, 0.0, 0.05, steps=60) > 2, "the control: it is not always one"
+
+
+def test_one_who_knows_the_future_pays_for_boot_and_run_and_for_nothing_idle() -> None:
+    """Four cores here, taken until 1000; the next two jobs fit on one borrowed machine of four."""
+    first, second = job(1, 0, 1000, 4), job(2, 100, 300, 2)
+    assert cost_of_no_wait(trace(first), ON_DEMAND) == 0
+    queue = trace(first, second, job(3, 200, 400, 2), job(4, 1000, 50, 4))
+    held = ON_DEMAND.boot_s[1] + 500  # from before 100 until 600
+    assert cost_of_no_wait(queue, ON_DEMAND) == pytest.approx(0.20 * held / 3600)
+    late = trace(first, second, job(3, 900, 50, 2))
+    by_hour = ON_DEMAND.model_copy(update={"billing_s": 3600})
+    assert cost_of_no_wait(late, by_hour) == pytest.approx(0.20), "its hour is paid: it stays"
+    both = 2 * ON_DEMAND.boot_s[1] + 300 + 50
+    assert cost_of_no_wait(late, ON_DEMAND) == pytest.approx(0.20 * both / 3600)
 
 
 # What is named on the command line
