@@ -106,6 +106,8 @@ def set_out(paper: Round, pool: Pool, left: list[Left], spares: int, market: Mar
     work, since a pause is to be seen when idle."""
     facts, policy, now = paper.world.facts, paper.policy, paper.world.now
     provider = facts.providers.get(pool.provider)
+    if pool.hold:
+        return Bar("hold", f"nothing new is rented: {pool.hold}")
     if facts.network_error:
         return Bar("no-network", f"no tunnel, no launch: {facts.network_error}")
     if provider is None or provider.machines is None:

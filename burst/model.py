@@ -339,6 +339,7 @@ class Pool:
     spares: int = 0  # machines kept ready beyond what the queue asks for
     rank: int = 0  # the site's own order: pools of a lower rank are used up first, at any price
     data_cost: Decimal = Decimal(0)  # what moving data adds to an hour of a machine
+    hold: str = ""  # an operator's word: why it rents nothing new now
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Shop:
     trip: Trip | None = None
     bar: Bar | None = None
     refusals: int = 0
+    unworthy: int = 0  # jobs that would wait too long, but are not worth a machine
 
     @property
     def open(self) -> bool:
@@ -101,6 +102,7 @@ class Shop:
         paper.answer(job.id, "starts-soon", f"{text} {threshold:.0f} s")
 
     def _not_worth(self, candidate: Candidate, core_hour: float, start: float) -> None:
+        self.unworthy += 1
         cost = core_hour * max(candidate.job.cores, 1) * candidate.seconds / 3600
         self._answer(
             candidate,
@@ -323,6 +325,11 @@ class Shop:
         if self.bar is not None:
             text = f"{counts}{purse}; {work}; {self.bar.message}"
             paper.say("pool", pool.name, self.bar.code, text)
+            return
+        if self.unworthy and not self.needy:
+            text = f"{counts}{purse}; {self.unworthy} jobs would wait here longer than {wait}, but "
+            text += f"none is worth a machine's price, by min_value {paper.policy.min_value}"
+            paper.say("pool", pool.name, "not-worth", text)
             return
         renting = any(lease.pool == pool.name for lease in paper.wants)
         paper.say("pool", pool.name, "renting" if renting else "ok", f"{counts}{purse}; {work}")
