@@ -346,9 +346,9 @@ class Pool:
 class Policy:
     """The numbers a decision uses; the defaults are for real clouds, the lab shortens them."""
 
-    min_job_age: timedelta = timedelta(seconds=30)
-    """No machine is rented for a job that has waited for less: the batch system shall have had its
-    turn (Slurm's `bf_interval` is 30 s). On a borrowed machine that is there it may start."""
+    min_job_age: timedelta = timedelta(seconds=10)
+    """No machine is rented for a job that has waited for less: it shall have been seen twice, not
+    only in the moment before it starts here. On a borrowed machine that is there it may start."""
     expected_start_cost: timedelta = timedelta(minutes=4)
     """From asking for a machine to its first job: boot, tunnel and join."""
     margin: timedelta = timedelta(minutes=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burst.decide import decide
 from burst.model import Policy
+from burst.simulate import production
 from burst.simulate.baselines import Never, OnePerJob, Utilisation
 from burst.simulate.bound import lower_bound
 from burst.simulate.catalogue import UnknownPolicy, policy_named
@@ -182,6 +185,39 @@ def test_borrowing_helps_and_costs_and_the_same_seed_gives_the_same() -> None:
     assert 0 < ours.elasticity.time_under < never.elasticity.time_under
     assert ours.cost > 0
     assert outcome(busy(), Production(Policy())) == ours
+
+
+def test_a_flash_of_short_jobs_on_a_full_small_farm_is_served_at_once() -> None:
+    """Twenty jobs of half a minute on two cores, as in the lab: the start is short there, and all
+    else is as a site gets it."""
+    lab = ON_DEMAND.model_copy(update={"boot_s": (15.0, 25.0)})
+    second = timedelta(seconds=1)
+    policy = Policy(expected_start_cost=20 * second, margin=2 * second, idle_release=8 * second)
+    queue = trace(*(job(i, 0.1 * i, 30, limit=60) for i in range(20)), cores=2)
+    run = Run(queue, Production(policy), {"cloud": lab}, interval=5.0)
+    found = run.outcome()
+    assert found.borrowed_jobs >= 10
+    first = min(work.on[0].launched for work in run.works if work.on)
+    assert first <= policy.min_job_age.total_seconds() + 5, "as soon as it was seen twice"
+    assert found.makespan < outcome(queue, Never()).makespan / 2
+
+
+def test_only_the_sites_own_jobs_coming_and_going_ask_for_no_decision() -> None:
+    """A machine is kept by a long job; beside it forty short ones come and go here."""
+    long = [job(i, 0, 40_000, 4) for i in range(2)]
+    short = [job(10 + i, 5000 + 100 * i, 50) for i in range(40)]
+    quiet = Run(trace(*long, cores=5), Production(Policy()), {"cloud": ON_DEMAND})
+    busy_here = Run(trace(*long, *short, cores=5), Production(Policy()), {"cloud": ON_DEMAND})
+    asked: list[int] = []
+    for run in (quiet, busy_here):
+        with pytest.MonkeyPatch.context() as patched:
+            calls: list[int] = []
+            patched.setattr(
+                production, "decide", lambda *facts, calls=calls: calls.append(1) or decide(*facts)
+            )
+            assert run.outcome().machines == 1
+        asked.append(len(calls))
+    assert asked[1] <= asked[0] + 5
 
 
 def test_a_budget_holds_in_a_simulated_run_as_well() -> None:
