@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData(
     naming_convention={
@@ -162,6 +162,7 @@ work = Table(  # which job ran on which borrowed machine: kept as long as the le
     Column("account", Words, nullable=False),  # the batch system's
     Column("name", Words, nullable=False),
     Column("cores", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),  # completed or failed; empty: not known
     Index("ix_work_ended", "ended"),
 )
 
