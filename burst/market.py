@@ -135,7 +135,7 @@ def set_out(paper: Round, pool: Pool, left: list[Left], spares: int, market: Mar
         types = ", ".join(pool.types) or "any type"
         error = f" ({provider.error})" if provider.error else ""
         return Bar("no-offer", f"provider {pool.provider} offers nothing of {types}{error}")
-    candidates = [one.candidate for one in left]
+    candidates = list(map(attrgetter("candidate"), left))
     living = sum(lease.living for lease in paper.of_pool(pool))
     tenants = policy.tenant_machines - market.machines.get(pool.tenant, 0)
     return Trip(
@@ -154,7 +154,7 @@ def _typical(candidates: list[Candidate], default: timedelta) -> timedelta:
     """The median length of the jobs a machine would be for."""
     if not candidates:
         return default
-    counts = Counter(candidate.limit for candidate in candidates)  # few different ones
+    counts = Counter(map(attrgetter("limit"), candidates))  # few different ones
     limits = sorted(counts)
     up_to = accumulate(counts[limit] for limit in limits)
     half = len(candidates) // 2

@@ -241,11 +241,12 @@ def shortfall(
     heapq.heapify(soon)
     left: list[Left] = []
     taken = [] if served is None else served
+    lacking = left.append
     over = False  # no core is free, and none comes free in time
     for candidate in candidates:
         job = candidate.job
         if over and job.cores > 0:
-            left.append(Left(candidate, job.nodes if job.nodes > 1 else 1))
+            lacking(Left(candidate, job.nodes if job.nodes > 1 else 1))
             continue
         if job.nodes > 1:
             missing = job.nodes - _hold(heap, job)
@@ -297,9 +298,12 @@ def worthwhile_cores(candidates: Iterable[Candidate], start_cost: timedelta) -> 
     A hundred jobs of ten seconds do not deserve a hundred machines that need four minutes.
     """
     work, widest = 0.0, 0
-    for candidate in candidates:
-        cores = max(candidate.job.cores, 1)
-        work += cores * (candidate.takes or candidate.limit.total_seconds())
-        widest = max(widest, cores)
+    for job, limit, _, takes, _ in candidates:
+        cores = job.cores
+        if cores < 1:
+            cores = 1
+        if cores > widest:
+            widest = cores
+        work += cores * (takes or limit.total_seconds())
     per_core = max(start_cost.total_seconds(), 1.0)
     return max(widest, math.ceil(work / per_core))
