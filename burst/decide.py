@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from burst import flashing, funds, reconcile, renting, routing
-from burst.actions import Decision
+from burst.actions import Decision, Reason
 from burst.model import Facts, Policy, Pool
 from burst.observe import world
 from burst.queue import Queue, sort_jobs
@@ -49,10 +49,8 @@ def _decide(
     paper = Round.begin(look, pools, policy, new_id)
     queue = sort_jobs(look, pools)
     paper.routed = queue.routed
-    for job in queue.pending:
-        refused = queue.refused.get(job.id)
-        if refused is not None:
-            paper.answer(job.id, refused.code, refused.message)
+    for job_id, no in queue.refused.items():
+        paper.answers[job_id] = Reason("job", job_id, no.code, no.message)
 
     _say_what_is_unknown(paper)
     reconcile.leases(paper, _deserving(queue, pools, policy), _with_work(queue, pools))

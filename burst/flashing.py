@@ -69,6 +69,8 @@ def stall(paper: Round, pool: Pool) -> Stall | str:
     """What the pool has for a flash, or what bars it from anything."""
     facts, policy, now = paper.world.facts, paper.policy, paper.world.now
     provider = facts.providers.get(pool.provider)
+    if pool.hold:
+        return f"nothing new is rented: {pool.hold}"
     if facts.network_error:
         return f"no tunnel, no launch: {facts.network_error}"
     if provider is None or provider.machines is None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 from burst.model import Failure, FailureClass, Lease, LeaseState, Machine, Policy
 from burst.policy import money
@@ -144,8 +145,7 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
 TABLE = _table()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     lease: Lease
     effect: Effect | None
 
@@ -169,25 +169,27 @@ def step(lease: Lease, seen: Observation, now: datetime, failure: Failure | None
 
 
 def _stamped(lease: Lease, state: LeaseState, now: datetime) -> Lease:
-    lease = replace(lease, state=state, unwell_since=None)
+    stamps: dict[str, datetime | None] = {}
     match state:
         case S.REQUESTED:
-            return replace(lease, requested=lease.requested or now)
+            stamps = {"requested": lease.requested or now}
         case S.BOOTING:
-            return replace(lease, requested=lease.requested or now, booted=lease.booted or now)
+            stamps = {"requested": lease.requested or now, "booted": lease.booted or now}
         case S.TUNNELLED:
-            return replace(lease, tunnelled=lease.tunnelled or now)
+            stamps = {"tunnelled": lease.tunnelled or now}
         case S.JOINED:
-            return replace(lease, joined=lease.joined or now)
+            stamps = {"joined": lease.joined or now}
         case S.DRAINING:
             # Overwritten when a lease drains again: only a snapshot after *this* instant proves.
-            return replace(lease, draining=now, idle_since=None)
+            stamps = {"draining": now, "idle_since": None}
         case S.LEAVING:
-            return replace(lease, left=now)
+            stamps = {"left": now}
         case S.TERMINATING:
-            return replace(lease, terminating=now)
+            stamps = {"terminating": now}
         case _:
-            return lease
+            pass
+    changes: dict[str, Any] = {"state": state, "unwell_since": None, **stamps}
+    return replace(lease, **changes)
 
 
 def _settled(lease: Lease, now: datetime) -> Lease:

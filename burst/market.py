@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
+from operator import attrgetter
 
 from burst.model import Lease, LeaseState, Offer, Pool
 from burst.newlease import free_addresses
@@ -104,6 +106,8 @@ def set_out(paper: Round, pool: Pool, left: list[Left], spares: int, market: Mar
     work, since a pause is to be seen when idle."""
     facts, policy, now = paper.world.facts, paper.policy, paper.world.now
     provider = facts.providers.get(pool.provider)
+    if pool.hold:
+        return Bar("hold", f"nothing new is rented: {pool.hold}")
     if facts.network_error:
         return Bar("no-network", f"no tunnel, no launch: {facts.network_error}")
     if provider is None or provider.machines is None:
@@ -131,7 +135,7 @@ def set_out(paper: Round, pool: Pool, left: list[Left], spares: int, market: Mar
         types = ", ".join(pool.types) or "any type"
         error = f" ({provider.error})" if provider.error else ""
         return Bar("no-offer", f"provider {pool.provider} offers nothing of {types}{error}")
-    candidates = [one.candidate for one in left]
+    candidates = list(map(attrgetter("candidate"), left))
     living = sum(lease.living for lease in paper.of_pool(pool))
     tenants = policy.tenant_machines - market.machines.get(pool.tenant, 0)
     return Trip(
@@ -140,7 +144,7 @@ def set_out(paper: Round, pool: Pool, left: list[Left], spares: int, market: Mar
         health.may_start(policy),
         min(pool.max_machines - living, tenants),
         worthwhile_cores(candidates, policy.expected_start_cost),
-        sum(candidate.job.cores for candidate in candidates),
+        sum(map(attrgetter("job.cores"), candidates)),
         free_addresses(paper, pool) if left or spares else deque(),
         provider.billing,
     )
@@ -150,7 +154,11 @@ def _typical(candidates: list[Candidate], default: timedelta) -> timedelta:
     """The median length of the jobs a machine would be for."""
     if not candidates:
         return default
-    return sorted(candidate.limit for candidate in candidates)[len(candidates) // 2]
+    counts = Counter(map(attrgetter("limit"), candidates))  # few different ones
+    limits = sorted(counts)
+    up_to = accumulate(counts[limit] for limit in limits)
+    half = len(candidates) // 2
+    return next(limit for limit, n in zip(limits, up_to, strict=True) if n > half)
 
 
 def proving(health: breaker.PoolHealth, pool: Pool, paper: Round) -> Bar:

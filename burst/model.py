@@ -339,14 +339,16 @@ class Pool:
     spares: int = 0  # machines kept ready beyond what the queue asks for
     rank: int = 0  # the site's own order: pools of a lower rank are used up first, at any price
     data_cost: Decimal = Decimal(0)  # what moving data adds to an hour of a machine
+    hold: str = ""  # an operator's word: why it rents nothing new now
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The numbers a decision uses; the defaults are for real clouds, the lab shortens them."""
 
-    min_job_age: timedelta = timedelta(seconds=60)
-    """Jobs that wait for less are left alone."""
+    min_job_age: timedelta = timedelta(seconds=10)
+    """No machine is rented for a job that has waited for less: it shall have been seen twice, not
+    only in the moment before it starts here. On a borrowed machine that is there it may start."""
     expected_start_cost: timedelta = timedelta(minutes=4)
     """From asking for a machine to its first job: boot, tunnel and join."""
     margin: timedelta = timedelta(minutes=1)

@@ -74,4 +74,6 @@ def free_addresses(paper: Round, pool: Pool) -> deque[str]:
             instant = lease.ended.timestamp()
             last_used[lease.address] = max(instant, last_used.get(lease.address, 0.0))
     free = [address for address in pool.addresses if address not in used]
-    return deque(sorted(free, key=lambda address: last_used.get(address, 0.0)))
+    fresh = [address for address in free if address not in last_used]
+    rested = [address for address in free if address in last_used]
+    return deque([*fresh, *sorted(rested, key=last_used.__getitem__)])

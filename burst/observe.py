@@ -222,7 +222,9 @@ def node_seen(lease: Lease, world: World) -> Observation | None:
     farm = world.facts.farm
     if farm is None:
         return None
-    asked = {LeaseState.DRAINING: lease.draining, LeaseState.LEAVING: lease.left}.get(lease.state)
+    state = lease.state
+    draining, leaving = state is LeaseState.DRAINING, state is LeaseState.LEAVING
+    asked = lease.draining if draining else lease.left if leaving else None
     if asked is not None and farm.taken <= asked:
         return None
     node = world.nodes.get(lease.node)

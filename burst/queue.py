@@ -1,16 +1,16 @@
 """Second pass: who waits, for how long, and which pool could take whom.
 
 Written for queues of a hundred thousand jobs: what is the same for all jobs of a kind (partitions,
-owner, features, the LRMS's reason) is asked once for the kind, and only size, age and expected wait
-once for each job.
+owner, features) is asked once for the kind, what is the same for all of a size (cores, memory, time
+limit, the LRMS's reason) once for the size, and only age and expected wait for each job.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import attrgetter
 
 from burst.model import Farm, Job, JobState, NodeState, Policy, Pool
 from burst.observe import World
@@ -18,14 +18,19 @@ from burst.policy import worth
 from burst.policy.demand import (
     Candidate,
     Refusal,
-    by_age,
     by_reason,
     by_rule,
     by_size,
     waits_for_machines,
 )
-from burst.policy.when import FOREVER, local_waits
+from burst.policy.when import FOREVER, limit_of, local_waits
 from burst.policy.which import ranked, usable_memory_mb
+
+# What a pool's rules may depend on, and what its machines' size: jobs are read by these in C.
+_PARTITIONS = attrgetter("partitions")
+_KIND = attrgetter("user", "account", "partitions", "features", "needs")
+_KIND_AND_WORDS = attrgetter("user", "account", "partitions", "features", "needs", "comment")
+_SIZE = attrgetter("cores", "nodes", "memory_mb", "time_limit", "reason")
 
 _USABLE = (NodeState.IDLE, NodeState.MIXED, NodeState.ALLOCATED)
 _NO_POOL = Refusal(-1, "no-pool", "no pool of the site file takes jobs of this kind")
@@ -64,7 +69,7 @@ def sort_jobs(world: World, pools: Sequence[Pool]) -> Queue:
     queue = Queue(by_pool={pool.name: [] for pool in pools})
     waiting = (JobState.PENDING, JobState.HELD)
     queue.pending = [job for job in farm.jobs if job.state in waiting]
-    queue.pending.sort(key=lambda job: job.submitted)  # stable: the LRMS's order among equals
+    queue.pending.sort(key=attrgetter("submitted"))  # stable: the LRMS's order among equals
     _note_routed(queue, pools)
     if not queue.pending:
         return queue
@@ -74,12 +79,16 @@ def sort_jobs(world: World, pools: Sequence[Pool]) -> Queue:
 
 def _note_routed(queue: Queue, pools: Sequence[Pool]) -> None:
     ours = {pool.partition for pool in pools}
+    touched = {
+        names for names in set(map(_PARTITIONS, queue.pending)) if not ours.isdisjoint(names)
+    }
+    if not touched:
+        return
     for job in queue.pending:
-        if len(job.partitions) == 1 and job.partitions[0] not in ours:
-            continue  # nearly all of them
-        for name in job.partitions:
-            if name in ours and job.state is JobState.PENDING:
-                queue.routed.setdefault(name, []).append(job)
+        if job.partitions in touched and job.state is JobState.PENDING:
+            for name in job.partitions:
+                if name in ours:
+                    queue.routed.setdefault(name, []).append(job)
 
 
 class _Sorter:
@@ -93,96 +102,80 @@ class _Sorter:
         self._habits = world.facts.habits
         self._waits = {pool.name: waits[pool.from_partitions] for pool in pools}
         self._largest = {pool.name: _largest(world, pool) for pool in pools}
-        self._words = any(pool.opt_in or pool.opt_out for pool in pools)
-        self._kinds: dict[object, tuple[tuple[_Taker, ...], Refusal]] = {}
-        self._reasons: dict[str, Refusal | None] = {}
+        self._sets: dict[tuple[str, ...], _Open] = {}
 
     def sort_all(self, queue: Queue) -> None:
         """Each pending job to the pools that take it, or to the reason why none does."""
         policy, now, habits = self._policy, self._now, self._habits
-        young, default = now - policy.min_job_age, policy.default_job_time
-        refused, kinds, reasons = queue.refused, self._kinds, self._reasons
-        comment = ""
-        lengths: dict[timedelta, float] = {}  # few different ones
-        for place, job in enumerate(queue.pending):
-            if self._words:
-                comment = job.comment
-            held = job.state is JobState.HELD  # an enum's own hash is slow
-            kind = (
-                job.user, job.account, job.partitions, job.features, job.needs, comment, held
-            )  # fmt: skip
-            found = kinds.get(kind)
+        pending, refused = queue.pending, queue.refused
+        words = any(pool.opt_in or pool.opt_out for pool in self._pools)
+        kinds = map(_KIND_AND_WORDS if words else _KIND, pending)
+        sizes = map(_SIZE, pending)
+        known: dict[object, _Open] = {}
+        held: dict[object, _Open] = {}  # apart: an enum's own hash is slow
+        trusted = policy.trust_estimates
+        for place, (job, kind, size) in enumerate(zip(pending, kinds, sizes, strict=True)):
+            of_kind = known if job.state is JobState.PENDING else held
+            found = of_kind.get(kind)
             if found is None:
-                found = kinds[kind] = self._kind(job, queue)
-            takers, no = found
-            if not takers:
-                refused[job.id] = no
+                found = of_kind[kind] = self._kind(job, queue)
+            if found.stays is not None:
+                refused[job.id] = found.stays
                 continue
-            if job.reason not in reasons:
-                reasons[job.reason] = by_reason(job)
-            late = reasons[job.reason]
-            if late is None and job.submitted > young:
-                late = by_age(job, policy, now)
-            if late is not None:
-                whole = all(
-                    job.nodes == 1 and job.cores <= one.cores and job.memory_mb <= one.memory
-                    for one in takers
-                )
-                refused[job.id] = (None if whole else self._size(job, takers)) or late
+            shape = found.shapes.get(size)
+            if shape is None:
+                shape = found.shapes[size] = self._shape(job, found.takers)
+            if shape.stays is not None:
+                refused[job.id] = shape.stays
                 continue
-            limit = job.time_limit
-            if limit is None:
-                limit = default
-            known = lengths.get(limit)
-            if known is None:
-                known = lengths[limit] = limit.total_seconds()
-            seconds, takes = known, 0.0
+            seconds, takes = shape.seconds, 0.0
             if habits:
                 takes = seconds = seconds * habits.get(job.user, 1.0)
             urgency = worth.urgency(job, seconds, (now - job.submitted).total_seconds())
-            taken = False
-            for taker in takers:
-                if (
-                    job.nodes == 1 and job.cores <= taker.cores and job.memory_mb <= taker.memory
-                ) or by_size(job, taker.pool, taker.largest) is None:
-                    wait = taker.waits[place]
-                    if policy.trust_estimates:
-                        wait = self._trusted(job, wait)
-                    taker.candidates.append(Candidate(job, limit, wait, takes, urgency))
-                    taken = True
-            if not taken:
-                refused[job.id] = self._size(job, takers) or no
+            for candidates, waits in shape.fitting:
+                wait = waits[place]
+                if trusted:
+                    wait = self._trusted(job, wait)
+                candidates.append(Candidate(job, shape.limit, wait, takes, urgency))
 
-    def _kind(self, job: Job, queue: Queue) -> tuple[tuple[_Taker, ...], Refusal]:
-        """The pools whose rules let jobs of this kind in, and why the closest of the others does
-        not."""
+    def _kind(self, job: Job, queue: Queue) -> _Open:
+        """The pools whose rules let jobs of this kind in, or why the closest of them does not."""
         no = _NO_POOL
-        takers: list[_Taker] = []
+        names: list[str] = []
         for pool in self._pools:
             refused = by_rule(job, pool)
             if refused is None:
-                waits, largest = self._waits[pool.name], self._largest[pool.name]
-                takers.append(
-                    _Taker(
-                        pool,
-                        waits,
-                        largest,
-                        largest.get("cores", sys.maxsize),
-                        largest.get("memory_mb", sys.maxsize),
-                        queue.by_pool[pool.name],
-                    )
-                )
+                names.append(pool.name)
             elif refused.rank > no.rank:
                 no = refused
-        return tuple(takers), no
+        if not names:
+            return _Open(no, ())
+        found = self._sets.get(tuple(names))
+        if found is None:
+            takers = tuple(
+                _Taker(
+                    pool, self._waits[pool.name], self._largest[pool.name], queue.candidates(pool)
+                )
+                for pool in self._pools
+                if pool.name in names
+            )
+            found = self._sets[tuple(names)] = _Open(None, takers)
+        return found
 
-    def _size(self, job: Job, takers: Sequence[_Taker]) -> Refusal | None:
-        """What keeps a job out everywhere that is too large for each of these pools."""
+    def _shape(self, job: Job, takers: Sequence[_Taker]) -> _Shape:
+        """What becomes of jobs of this size that these pools would take."""
         sizes = [by_size(job, taker.pool, taker.largest) for taker in takers]
         refused = [size for size in sizes if size is not None]
-        if len(refused) < len(sizes):
-            return None
-        return max(refused, key=lambda no: no.rank)
+        stays = by_reason(job)
+        if len(refused) == len(sizes):
+            stays = max(refused, key=lambda no: no.rank)
+        limit = limit_of(job, self._policy.default_job_time)
+        fitting = tuple(
+            (taker.candidates, taker.waits)
+            for taker, size in zip(takers, sizes, strict=True)
+            if size is None
+        )
+        return _Shape(stays, limit, limit.total_seconds(), fitting)
 
     def _trusted(self, job: Job, wait: float) -> float:
         """The batch system's own estimate, where it has one that is not past."""
@@ -198,43 +191,56 @@ class _Taker:
 
     pool: Pool
     waits: Sequence[float]  # by place in the queue
-    largest: Mapping[str, int]  # of its machines, and the same as numbers
-    cores: int
-    memory: int
+    largest: Mapping[str, int]  # of its machines
     candidates: list[Candidate]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What jobs of one size have in common where the same pools would take them."""
+
+    stays: Refusal | None  # why none of them goes anywhere
+    limit: timedelta
+    seconds: float
+    fitting: tuple[tuple[list[Candidate], Sequence[float]], ...]  # pools that have such machines
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """The pools that take jobs of some kind, and the sizes of such jobs seen so far, by `_SIZE`."""
+
+    stays: Refusal | None  # why there is no such pool
+    takers: tuple[_Taker, ...]
+    shapes: dict[object, _Shape] = field(default_factory=dict)
 
 
 def _forecasts(
     world: World, farm: Farm, pending: Sequence[Job], pools: Sequence[Pool]
 ) -> dict[tuple[str, ...], list[float]]:
     """Expected waits, by place in the queue, for each set of partitions that a pool takes from."""
-    able: dict[str, bool] = {}
-    waiting: list[tuple[int, Job]] = []
-    for place, job in enumerate(pending):
-        if job.state is not JobState.PENDING:
-            continue
-        could = able.get(job.reason)
-        if could is None:
-            could = able[job.reason] = waits_for_machines(job)
-        if could:
-            waiting.append((place, job))
+    waiting = {job.reason: job for job in pending if job.state is JobState.PENDING}
+    able = {reason for reason, job in waiting.items() if waits_for_machines(job)}
+    listed = set(map(_PARTITIONS, pending))
     found: dict[tuple[str, ...], list[float]] = {}
-    for pool in pools:
-        if pool.from_partitions not in found:
-            waits = [FOREVER] * len(pending)
-            _forecast(world, farm, waiting, pool.from_partitions, waits)
-            found[pool.from_partitions] = waits
+    for partitions in dict.fromkeys(pool.from_partitions for pool in pools):
+        inside = {names for names in listed if not set(partitions).isdisjoint(names)}
+        places = [
+            place
+            for place, job in enumerate(pending)
+            if job.partitions in inside and job.reason in able and job.state is JobState.PENDING
+        ]
+        waits = [FOREVER] * len(pending)
+        seconds = _forecast(world, farm, [pending[place] for place in places], partitions)
+        for place, wait in zip(places, seconds, strict=True):
+            waits[place] = wait
+        found[partitions] = waits
     return found
 
 
 def _forecast(
-    world: World,
-    farm: Farm,
-    waiting: Sequence[tuple[int, Job]],
-    partitions: tuple[str, ...],
-    waits: list[float],
-) -> None:
-    """Note expected waits on the site's own nodes of these partitions."""
+    world: World, farm: Farm, queued: Sequence[Job], partitions: tuple[str, ...]
+) -> list[float]:
+    """Expected waits on the site's own nodes of these partitions."""
     ours = {lease.node for lease in world.facts.leases}
     here = set(partitions)
     local = [
@@ -244,18 +250,8 @@ def _forecast(
     ]
     names = {node.name for node in local}
     running = {job.id: job for name in names for job in world.jobs_on.get(name, ())}
-    inside: dict[tuple[str, ...], bool] = {}
-    places: list[int] = []
-    queued: list[Job] = []
-    for place, job in waiting:
-        could = inside.get(job.partitions)
-        if could is None:
-            could = inside[job.partitions] = not here.isdisjoint(job.partitions)
-        if could:
-            places.append(place)
-            queued.append(job)
     policy = world.policy
-    seconds = local_waits(
+    return local_waits(
         queued,
         [running[name] for name in sorted(running)],
         sum(node.cores for node in local),
@@ -264,8 +260,6 @@ def _forecast(
         timedelta(seconds=start_threshold(policy)),
         world.facts.habits,
     )
-    for place, wait in zip(places, seconds, strict=True):
-        waits[place] = wait
 
 
 def _largest(world: World, pool: Pool) -> dict[str, int]:

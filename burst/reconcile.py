@@ -41,8 +41,9 @@ def leases(paper: Round, wanted_in: set[str], work_in: set[str]) -> None:
         lease = _stopped(paper, lease, wanted_in, work_in)
         node = node_seen(lease, paper.world)
         if node is not None:
-            lease = paper.see(lease, node)
-        lease = _stopped(paper, lease, wanted_in, work_in)
+            was, lease = lease, paper.see(lease, node)
+            if lease is not was:  # else nothing new can be concluded
+                lease = _stopped(paper, lease, wanted_in, work_in)
         _duplicates(paper, lease)
         interruption.requeue(paper, lease)
 

@@ -99,17 +99,19 @@ class Round:
 
     def see(self, lease: Lease, seen: Observation, failure: Failure | None = None) -> Lease:
         """One row of the table; a change of state makes earlier effects void."""
-        taken = step(lease, seen, self.world.now, failure)
-        if taken.lease.state is not lease.state:
+        after, effect = step(lease, seen, self.world.now, failure)
+        if after.state is not lease.state:
             self.effects[lease.id] = []
-        if taken.effect is not None:
-            self.effects.setdefault(lease.id, []).append(taken.effect)
-        self.keep(taken.lease)
-        return taken.lease
+        if effect is not None:
+            self.effects.setdefault(lease.id, []).append(effect)
+        self.keep(after)
+        return after
 
     def keep(self, lease: Lease) -> None:
         """Note the lease as it is now, and what that changes in its tenant's purse."""
         before = self.leases.get(lease.id)
+        if before is lease:
+            return
         was = before.reserved if before is not None else Decimal(0)
         ends = before is not None and before.living and not lease.living
         if lease.account in self.free:

@@ -62,7 +62,7 @@ def _route_pool(paper: Round, queue: Queue, pool: Pool) -> None:
 def _say_too_long(
     paper: Round, pool: Pool, candidate: Candidate, longest: timedelta | None
 ) -> None:
-    covered = f"{duration_text(longest)}" if longest is not None else "no job at all"
+    covered = f"{duration_text(longest)}" if longest is not None else "none of those that wait"
     text = (
         f"it may take {duration_text(candidate.limit)}, and the budget of tenant {pool.tenant} "
         f"covers {covered} on the machines of pool {pool.name} now"

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`uses` names numbers of `burst.policy`; `change` is what somebody can do, or wait for."""
+    """`uses` names numbers of `burst.policy`; `change` is what somebody can do, or wait for.
+    `of_pool`: of a job, too, it is the pool's state that decided."""
 
     text: str
     change: tuple[str, ...]
     uses: tuple[str, ...] = ()
+    of_pool: bool = False
 
 
 _WAIT = ("expected_start_cost", "margin")
@@ -52,21 +54,22 @@ RULES: dict[str, Rule] = {
         "a pool with `opt_in` takes only jobs that bear one of its words",
         ("submit with the word as a feature or in the comment",),
     ),
-    "taken": Rule("a job that another pool takes is not taken twice", ()),
     "multi-node": Rule(
         "a job goes only if it gets all its machines, or none",
         ("ask for fewer nodes", "raise what the pool allows at once"),
+        of_pool=True,
     ),
     "too-big": Rule(
         "a job goes only if one machine of the pool is large enough",
         ("ask for less", "allow the pool a larger type"),
+        of_pool=True,
     ),
     "lrms-reason": Rule(
         "a job that the batch system holds back for other reasons than machines stays",
         ("see the batch system's own reason",),
     ),
     "young": Rule(
-        "a job is left alone until it has waited for `min_job_age`",
+        "no machine is rented for a job until it has waited for `min_job_age`",
         ("wait",),
         ("min_job_age",),
     ),
@@ -79,19 +82,23 @@ RULES: dict[str, Rule] = {
         "no machine is rented for work that machines there, or on their way, will take",
         ("nothing: it has its place",),
         _WAIT,
+        of_pool=True,
     ),
     "renting": Rule(
         "the machine with the lowest price for the cores that would be used is asked for",
         ("nothing: it is being rented",),
         ("reserve_hours", "return_time"),
+        of_pool=True,
     ),
     "routed": Rule(
         "a routed job starts here or on a borrowed node, whichever is free first",
         ("nothing: the batch system decides",),
+        of_pool=True,
     ),
     "unrouted": Rule(
         "a job is offered to borrowed nodes only while one can take it and the budget covers it",
         ("a machine of the pool", "a larger budget, or a shorter time limit"),
+        of_pool=True,
     ),
     "waits-for-pool": Rule(
         "a job submitted to the borrowed partition alone can start nowhere else",
@@ -101,59 +108,76 @@ RULES: dict[str, Rule] = {
         "what a machine gains must be worth its price",
         ("a smaller `min_value`", "a longer queue", "a lower price"),
         ("min_value",),
+        of_pool=True,
     ),
     # pools, and jobs that wait for one
+    "hold": Rule(
+        "after `dvn burst drain --all` nothing new is rented until an operator allows it again",
+        ("`dvn burst resume`",),
+        of_pool=True,
+    ),
     "cap": Rule(
         "a pool has at most `max_machines`",
         ("raise `max_machines`", "wait until one is returned"),
+        of_pool=True,
     ),
     "tenant-cap": Rule(
         "a tenant has at most `tenant_machines` in all its pools",
         ("raise `tenant_machines`", "wait until one is returned"),
         ("tenant_machines",),
+        of_pool=True,
     ),
     "no-address": Rule(
         "each machine needs an address of the pool's own",
         ("add addresses to the pool", "wait until one is returned"),
+        of_pool=True,
     ),
     "budget": Rule(
         "the money for a machine's first jobs and its way back is reserved before it is asked for; "
         "what is spent and reserved never passes the limit",
         ("raise the budget's `limit`", "shorter time limits", "wait for machines to end"),
         ("reserve_hours", "return_time", "default_job_time"),
+        of_pool=True,
     ),
     "soft-budget": Rule(
         "beyond a budget's `soft` limit nothing new is rented for the queue; what runs goes on",
         ("raise `soft`", "ask for a flash, which may use the hard limit"),
         ("reserve_hours", "return_time"),
+        of_pool=True,
     ),
     "no-budget": Rule(
         "a tenant without a budget borrows nothing that costs",
         ("give the tenant one under `budgets`, or a quota under `quotas`",),
+        of_pool=True,
     ),
     "no-offer": Rule(
         "only the pool's `types` are rented, and only if the provider has them now",
         ("allow more types", "see the provider's error: `dvn gateway status`"),
+        of_pool=True,
     ),
     "backing-off": Rule(
         "what could not be had is tried again after a pause that doubles each time",
         ("wait", "allow more types", "`dvn burst resume`"),
         ("backoff_first", "backoff_limit"),
+        of_pool=True,
     ),
     "throttled": Rule(
         "a provider that asks for fewer requests is left alone for a while",
         ("wait",),
         ("backoff_first", "backoff_limit"),
+        of_pool=True,
     ),
     "pool-paused": Rule(
         "a pool whose machines fail to join again and again rents none for a while",
         ("mend the cause, then `dvn burst resume`", "wait for the pause to end"),
         _UNPROVEN,
+        of_pool=True,
     ),
     "proving": Rule(
         "until the first machine of a pool has joined, only a few are tried at once",
         ("wait for one to join",),
         _UNPROVEN,
+        of_pool=True,
     ),
     "no-network": Rule(
         "no tunnel, no launch: what could not be reached is not rented",
@@ -162,6 +186,7 @@ RULES: dict[str, Rule] = {
     "no-provider": Rule(
         "nothing is rented from a provider that does not answer",
         ("see `dvn gateway status`",),
+        of_pool=True,
     ),
     "no-answer": Rule(
         "while somebody does not answer, what depends on it stays as it is",

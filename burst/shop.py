@@ -5,16 +5,17 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from burst import funds
+from burst.actions import Reason
 from burst.market import Bar, Market, Trip, proving, set_out, supplies
 from burst.model import Lease, LeaseState, Offer, Pool
 from burst.newlease import want
 from burst.observe import duration_text
 from burst.policy import money, worth
-from burst.policy.demand import Candidate, Left, settled
+from burst.policy.demand import Candidate, Left, by_age, settled
 from burst.policy.which import Priced, best, fits, usable_memory_mb
 from burst.queue import Queue, start_threshold
 from burst.round import Round
@@ -39,6 +40,7 @@ class Shop:
     trip: Trip | None = None
     bar: Bar | None = None
     refusals: int = 0
+    unworthy: int = 0  # jobs that would wait too long, but are not worth a machine
 
     @property
     def open(self) -> bool:
@@ -63,16 +65,19 @@ class Shop:
         return shop
 
     def _needy(self, queue: Queue, threshold: float) -> list[Candidate]:
-        """Who would wait too long and is worth a machine, the most deserving first."""
-        paper, answers = self.paper, self.paper.answers
-        needy: list[Candidate] = []
-        for candidate in queue.urgent(self.pool):
-            if candidate.wait > threshold:
-                if candidate.job.id not in self.claimed:
-                    needy.append(candidate)
-            elif candidate.job.id not in answers:
-                text = f"it starts here within {candidate.wait_text}; a borrowed machine would take"
-                paper.answer(candidate.job.id, "starts-soon", f"{text} {threshold:.0f} s")
+        """Who has waited, would wait too long and is worth a machine, the most deserving first."""
+        paper = self.paper
+        now, urgent, claimed = paper.world.now, queue.urgent(self.pool), self.claimed
+        young = now - paper.policy.min_job_age
+        needy = [one for one in urgent if one.wait > threshold]
+        if queue.pending and queue.pending[-1].submitted > young:
+            needy = [one for one in needy if one.job.submitted <= young]
+        if len(needy) < len(urgent):
+            for one in urgent:
+                if one.job.submitted > young or one.wait <= threshold:
+                    self._not_needy(one, young, threshold)
+        if claimed:
+            needy = [one for one in needy if one.job.id not in claimed]
         core_hour = paper.core_hour(self.pool)
         if paper.policy.min_value > 0:
             start = paper.policy.expected_start_cost.total_seconds()
@@ -85,7 +90,19 @@ class Shop:
             needy = worthy
         return needy
 
+    def _not_needy(self, candidate: Candidate, young: datetime, threshold: float) -> None:
+        job, paper = candidate.job, self.paper
+        if job.id in paper.answers:
+            return
+        late = by_age(job, paper.policy, paper.world.now) if job.submitted > young else None
+        if late is not None:
+            paper.answer(job.id, late.code, late.message)
+            return
+        text = f"it starts here within {candidate.wait_text}; a borrowed machine would take"
+        paper.answer(job.id, "starts-soon", f"{text} {threshold:.0f} s")
+
     def _not_worth(self, candidate: Candidate, core_hour: float, start: float) -> None:
+        self.unworthy += 1
         cost = core_hour * max(candidate.job.cores, 1) * candidate.seconds / 3600
         self._answer(
             candidate,
@@ -289,10 +306,12 @@ class Shop:
         """Say what came of it."""
         paper, pool = self.paper, self.pool
         if self.bar is not None:
-            for left in self.left:
-                candidate = left.candidate
-                text = f"it would wait here {candidate.wait_text}, but {self.bar.message}"
-                self._answer(candidate, self.bar.code, text)
+            answers, code, message = paper.answers, self.bar.code, self.bar.message
+            for candidate, _ in self.left:
+                name = candidate.job.id
+                if name not in answers:
+                    text = f"it would wait here {candidate.wait_text}, but {message}"
+                    answers[name] = Reason("job", name, code, text)
         living = [lease for lease in paper.of_pool(pool) if lease.living]
         joined = sum(lease.state is LeaseState.JOINED for lease in living)
         counts = f"{joined} joined of {len(living)} leases, at most {pool.max_machines}"
@@ -306,6 +325,11 @@ class Shop:
         if self.bar is not None:
             text = f"{counts}{purse}; {work}; {self.bar.message}"
             paper.say("pool", pool.name, self.bar.code, text)
+            return
+        if self.unworthy and not self.needy:
+            text = f"{counts}{purse}; {self.unworthy} jobs would wait here longer than {wait}, but "
+            text += f"none is worth a machine's price, by min_value {paper.policy.min_value}"
+            paper.say("pool", pool.name, "not-worth", text)
             return
         renting = any(lease.pool == pool.name for lease in paper.wants)
         paper.say("pool", pool.name, "renting" if renting else "ok", f"{counts}{purse}; {work}")

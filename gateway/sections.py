@@ -218,7 +218,7 @@ class PoolConfig(Model):
             **{
                 field.name: getattr(self, field.name)
                 for field in fields(Pool)
-                if field.name not in ("name", "unit")  # the unit is the provider's
+                if field.name not in ("name", "unit", "hold")  # the provider's, an operator's
             },
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from burst.model import Policy, Pool
 from burst.money.prices import CORE_HOURS
+from burst.observe import duration_text
 from dvn import located, spec
 from dvn.forms import nearest, validate
 from dvn.located import Located, Path_, Problem, SpecError
@@ -20,7 +21,7 @@ from dvn.spec import Site
 from dvn.values import Address
 from gateway.batch import LsfConfig
 from gateway.hypervisors import Libvirt
-from gateway.sections import BurstConfig, GatewayConfig, PoolConfig, policy_of
+from gateway.sections import BurstConfig, Enrol, GatewayConfig, PoolConfig, policy_of
 
 FOREIGN = ("gateway", "burst")
 
@@ -74,7 +75,7 @@ def parse(doc: Located, path: Path) -> SiteFile:
     except SpecError as error:
         problems += error.problems
     if site is not None and burst is not None:
-        enrol = (gateway or GatewayConfig()).enrol.port
+        enrol = (gateway or GatewayConfig()).enrol
         problems += [problem.placed(doc) for problem in _conflicts(site, burst, enrol)]
     if problems or site is None or gateway is None:
         raise SpecError(problems)
@@ -92,7 +93,7 @@ def _reserved(site: Site, burst: BurstConfig | None) -> Site:
     return site.with_reserved(taken)
 
 
-def _conflicts(site: Site, burst: BurstConfig, port: int) -> Iterator[Problem]:
+def _conflicts(site: Site, burst: BurstConfig, enrol: Enrol) -> Iterator[Problem]:
     """What is wrong between values that are right by themselves."""
     if site.underlay is None:
         yield _problem(
@@ -111,7 +112,7 @@ def _conflicts(site: Site, burst: BurstConfig, port: int) -> Iterator[Problem]:
     for name, provider in burst.providers.items():
         if isinstance(provider, Libvirt):
             yield from _hypervisor_conflicts(burst, name, provider)
-            yield from _unreachable_enrolment(site, burst, name, port)
+            yield from _unreachable_enrolment(site, burst, name, enrol.port)
     yield from _shared(burst)
     yield from _money_conflicts(site, burst)
     policy = policy_of(burst)
@@ -122,6 +123,29 @@ def _conflicts(site: Site, burst: BurstConfig, port: int) -> Iterator[Problem]:
             "policy",
             "backoff_first",
         )
+    yield from _dead_man(policy, enrol)
+
+
+def _dead_man(policy: Policy, enrol: Enrol) -> Iterator[Problem]:
+    """A machine that is not heard is drained first and powers itself off later, never the other way
+    round; and one heartbeat lost on the way is no silence."""
+    silence, given = policy.silence_timeout, "watchdog" in enrol.model_fields_set
+    if silence >= enrol.watchdog:
+        what = (
+            f"a machine would power itself off after {duration_text(enrol.watchdog)}, its jobs "
+            f"with it, before it is drained for not being heard ({duration_text(silence)})"
+        )
+        fix = "make burst.policy.silence_timeout shorter than gateway.enrol.watchdog"
+        policy_at = ("burst", "policy", "silence_timeout")
+        place: Path_ = ("gateway", "enrol", "watchdog") if given else policy_at
+        yield Problem("", 0, what, fix, place)
+    if silence < 2 * enrol.heartbeat:
+        what = (
+            f"one heartbeat lost, and a machine is given up: they come every "
+            f"{duration_text(enrol.heartbeat)}, and silence_timeout is {duration_text(silence)}"
+        )
+        fix = "make silence_timeout twice as long as gateway.enrol.heartbeat at least"
+        yield _problem(what, fix, "policy", "silence_timeout")
 
 
 def _hypervisor_conflicts(burst: BurstConfig, name: str, provider: Libvirt) -> Iterator[Problem]:

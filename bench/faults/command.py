@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,12 +58,15 @@ def run(options: argparse.Namespace) -> int:
         return _one(options.seed, options.verbose)
     count = 200 if options.quick else options.seeds
     told = Told()
-    for some in _all(range(options.first, options.first + count), options.processes):
-        told.add(some)
-        for seed, problem in some.failing.items():
-            sys.stdout.write(f"seed {seed}: {problem}\n")
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{told.seeds} of {count} stories, {len(told.failing)} violations ")
+    with _until_interrupted():
+        for some in _all(range(options.first, options.first + count), options.processes):
+            told.add(some)
+            for seed, problem in some.failing.items():
+                sys.stdout.write(f"seed {seed}: {problem}\n")
+                sys.stdout.flush()
+            if sys.stderr.isatty():
+                told_of = f"{told.seeds} of {count} stories, {len(told.failing)} violations "
+                sys.stderr.write(f"\r{told_of}")
     seconds = time.monotonic() - begin
     figures = {
         "seeds": told.seeds,
@@ -77,6 +82,23 @@ def run(options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     _show(figures)
     return 1 if told.failing else 0
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the telling, not the report: hours of stories are worth their figures,
+    and `seeds` says how many they were."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: the figures are of the stories told so far\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _one(seed: int, verbose: bool) -> int:

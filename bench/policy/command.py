@@ -14,6 +14,7 @@ from typing import Any
 from bench.policy import report
 from bench.policy.compare import Spent, at_cost, spent
 from bench.policy.experiment import (
+    AS_GIVEN,
     CORE_HOUR,
     LOADS,
     OURS,
@@ -21,11 +22,14 @@ from bench.policy.experiment import (
     TRACES,
     VALUES,
     Point,
+    World,
     prepared,
+    provider,
     run_all,
     tasks,
 )
 from burst.simulate.bound import lower_bound
+from burst.simulate.foresight import cost_of_no_wait
 
 OTHERS = ("never", "one-per-job", "utilisation", "cobald-linear")
 
@@ -35,26 +39,42 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw cost and slowdown there")
     parser.add_argument("--jobs", type=int, help="only so many of each trace: does it run at all?")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many of each trace")
+    parser.add_argument("--seed", type=int, default=1, help="of time limits and boot times")
+    parser.add_argument(
+        "--boot",
+        type=float,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        default=AS_GIVEN.boot_s,
+        help="seconds from a launch to a usable node",
+    )
     parser.add_argument("--workers", type=int, help="processes; one for each core unless given")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     begin = time.monotonic()
-    todo = tasks(options.jobs)
+    world = World(options.jobs, options.skip, options.seed, (options.boot[0], options.boot[1]))
+    todo = tasks(world)
     points: list[Point] = []
     for done, point in enumerate(run_all(todo, options.workers), start=1):
         points.append(point)
         if done % 50 == 0:
             sys.stderr.write(f"bench: {done} results after {time.monotonic() - begin:.0f} s\n")
-    rows = compare(points, options.jobs)
+    rows = compare(points, world)
     report.table(rows)
     if options.json:
         figures = {
             "rows": [row for row in rows if row["min_value"] == VALUES[0]],
             "rows_at_any_price": [row for row in rows if row["min_value"] != VALUES[0]],
             "points": [_flat(point) for point in points],
-            "settings": {"loads": LOADS, "core_hour": CORE_HOUR, "prices": PRICES},
+            "settings": {
+                "loads": LOADS,
+                "core_hour": CORE_HOUR,
+                "prices": PRICES,
+                "world": asdict(world),
+            },
             "seconds": round(time.monotonic() - begin, 1),
         }
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -63,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare(points: list[Point], jobs: int | None = None) -> list[dict[str, Any]]:
+def compare(points: list[Point], world: World = AS_GIVEN) -> list[dict[str, Any]]:
     """For each trace, load and price model: ours, and every other at what ours cost."""
     rows: list[dict[str, Any]] = []
     names = sorted(path.name for path in TRACES.glob("*.swf.gz"))
@@ -76,7 +96,9 @@ def compare(points: list[Point], jobs: int | None = None) -> list[dict[str, Any]
         ]
         if not ours:
             continue
-        bound = lower_bound(prepared(name, load, jobs), ours[0].cost, CORE_HOUR)
+        trace = prepared(name, load, world)
+        bound = lower_bound(trace, ours[0].cost, CORE_HOUR)
+        no_wait = cost_of_no_wait(trace, provider(prices, world))
         found = {OURS: ours[0]}
         found |= {other: at_cost(spent(here, other), ours[0].cost) for other in OTHERS}
         for policy, one in found.items():
@@ -90,6 +112,7 @@ def compare(points: list[Point], jobs: int | None = None) -> list[dict[str, Any]
                     "mean_wait": round(one.mean_wait, 1),
                     "bsld": round(one.bsld, 4),
                     "bound_bsld": round(bound, 4),
+                    "no_wait_cost": round(no_wait, 2),
                     "min_value": value,
                 }
             )

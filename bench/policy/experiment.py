@@ -25,10 +25,23 @@ LOADS = (0.7, 0.9, 1.1)
 CORE_HOUR = 0.05  # the same for every type, so that only how time is sold differs
 PRICES = {"per-second": 1, "per-hour": 3600}  # what is charged for is rounded up to, in seconds
 OURS = "ours"
-# The site's one number, `min_value`: 1 is what is compared. 0 is shown beside it: whoever would
-# wait too long is moved, whatever that costs; it is the default of `Policy`.
-VALUES = ("1", "0")
+# The site's one number, `min_value`. What is compared is the default of `Policy`, 0: whoever would
+# wait too long is moved. 1 is shown beside it: a site that counts its money.
+VALUES = (str(Policy().min_value), "1")
 CAPS = (1, 2, 4, 8, 16, 32, 64, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What is assumed and might be otherwise; other values show whether a result hangs on it."""
+
+    jobs: int | None = None  # only so many of each trace ...
+    skip: int = 0  # ... after so many
+    seed: int = 1  # of time limits and boot times
+    boot_s: tuple[float, float] = ON_DEMAND.boot_s
+
+
+AS_GIVEN = World()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +53,7 @@ class Task:
     prices: str
     policy: str
     knobs: tuple[tuple[str, Any], ...]
-    jobs: int | None = None
+    world: World = AS_GIVEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class Point:
     outcome: Outcome
 
 
-def tasks(jobs: int | None = None) -> list[Task]:
+def tasks(world: World) -> list[Task]:
     """All runs, the long ones first."""
     found: list[Task] = []
     for trace in sorted(TRACES.glob("*.swf.gz")):
@@ -61,9 +74,9 @@ def tasks(jobs: int | None = None) -> list[Task]:
             for value in VALUES:
                 for prices in PRICES:
                     mine = (("value", value),)
-                    found.append(Task(trace.name, load, prices, OURS, mine, jobs))
+                    found.append(Task(trace.name, load, prices, OURS, mine, world))
             for policy, knobs in _others():
-                found.append(Task(trace.name, load, "", policy, knobs, jobs))
+                found.append(Task(trace.name, load, "", policy, knobs, world))
     return sorted(found, key=lambda task: task.policy != OURS)
 
 
@@ -81,7 +94,7 @@ def _others() -> Iterator[tuple[str, tuple[tuple[str, Any], ...]]]:
 def _driver(task: Task) -> PolicyDriver:
     knobs = dict(task.knobs)
     if task.policy == OURS:
-        return Production(site_policy(knobs["value"]))
+        return Production(site_policy(knobs["value"], task.world.boot_s))
     kinds: dict[str, Any] = {
         "never": Never,
         "one-per-job": OnePerJob,
@@ -92,30 +105,30 @@ def _driver(task: Task) -> PolicyDriver:
     return driver
 
 
-def site_policy(value: str) -> Policy:
+def site_policy(value: str, boot: tuple[float, float] = ON_DEMAND.boot_s) -> Policy:
     """The defaults, with the start measured as the site is told to, and the price of slowdown."""
-    boot = ON_DEMAND.boot_s
     start = timedelta(seconds=(boot[0] + boot[1]) / 2)
     return Policy(expected_start_cost=start, min_value=Decimal(value))
 
 
 @lru_cache(maxsize=8)
-def prepared(name: str, load: float, jobs: int | None) -> Trace:
+def prepared(name: str, load: float, world: World = AS_GIVEN) -> Trace:
     """The trace at this load, with limits where it has none."""
     trace = read(TRACES / name)
-    if jobs is not None:
-        trace = replace(trace, jobs=trace.jobs[:jobs])
-    return with_limits(at_load(trace, load))
+    until = None if world.jobs is None else world.skip + world.jobs
+    trace = replace(trace, jobs=trace.jobs[world.skip : until])
+    return with_limits(at_load(trace, load), world.seed)
 
 
-def provider(prices: str) -> ProviderModel:
-    return ON_DEMAND.model_copy(update={"billing_s": PRICES[prices]})
+def provider(prices: str, world: World = AS_GIVEN) -> ProviderModel:
+    changes = {"billing_s": PRICES[prices], "boot_s": world.boot_s}
+    return ON_DEMAND.model_copy(update=changes)
 
 
 def simulate(task: Task) -> list[Point]:
-    trace = prepared(task.trace, task.load, task.jobs)
-    model = provider(task.prices or "per-second")
-    outcome = Run(trace, _driver(task), {"cloud": model}).outcome()
+    trace = prepared(task.trace, task.load, task.world)
+    model = provider(task.prices or "per-second", task.world)
+    outcome = Run(trace, _driver(task), {"cloud": model}, seed=task.world.seed).outcome()
     every = [task.prices] if task.prices else list(PRICES)
     thin = replace(outcome, bills=())
     return [

@@ -68,8 +68,12 @@ watchdog() {
 notices() {
     exec 8>"$run/notices.lock"
     flock --nonblock 8 || return 0
-    local ends said told=no
-    [[ $(metadata instance-life-cycle) == spot ]] || return 0
+    local ends kind said told=no try=2
+    until kind=$(metadata instance-life-cycle); do # one answer lost must not make us deaf for ever
+        pause "$try"
+        ((try = try < 60 ? try * 2 : 60))
+    done
+    [[ $kind == spot ]] || return 0
     while :; do
         pause 4
         [[ -s $run/authorization ]] || continue

@@ -269,6 +269,14 @@ class _Record:
         except (ValueError, OverflowError, OSError) as error:
             raise self.wrong(key) from error
 
+    def minutes(self, key: str) -> timedelta | None:
+        """A length of time; None for no limit."""
+        minutes = self.number_or_none(key)
+        try:
+            return None if minutes is None else timedelta(minutes=minutes)
+        except OverflowError as error:
+            raise self.wrong(key) from error
+
 
 def _job_state(record: _Record) -> JobState:
     words = [word.upper() for word in record.words("job_state")]
@@ -307,7 +315,6 @@ def _job(record: _Record, taken: datetime) -> Job:
     submitted = record.time("submit_time")
     if submitted is None:
         raise record.wrong("submit_time")
-    minutes = record.number_or_none("time_limit")
     node_names = () if waiting else expand_hosts(record.text("nodes"))
     return Job(
         id=f"{array}_{task}" if array and task is not None else str(record.number("job_id")),
@@ -318,7 +325,7 @@ def _job(record: _Record, taken: datetime) -> Job:
         cores=max(1, record.number("cpus")),
         nodes=max(1, record.number("node_count")),
         memory_mb=_memory_mb(record),
-        time_limit=None if minutes is None else timedelta(minutes=minutes),
+        time_limit=record.minutes("time_limit"),
         submitted=submitted,
         # A job cancelled while it waited has a start_time (its end), but no nodes.
         started=start if node_names else None,

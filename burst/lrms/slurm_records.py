@@ -150,6 +150,7 @@ class Reader:
 
     def __init__(self, taken: datetime) -> None:
         self._taken = taken.timestamp()
+        self._texts: dict[str, str] = {}
         self._limits: dict[int, timedelta] = {}
         self._memory: dict[str, int] = {}
         self._lists: dict[str, tuple[str, ...]] = {}
@@ -176,8 +177,8 @@ class Reader:
         later = waiting and start is not None and start > self._taken
         return Job(
             id=f"{array}_{task}" if array and task is not None else str(name),
-            user=_text(record.user_name),
-            account=_text(record.account),
+            user=self._same(_text(record.user_name)),
+            account=self._same(_text(record.account)),
             state=state,
             partitions=self._listed(_text(record.partition)),
             cores=number(record.cpus) or 1,
@@ -188,17 +189,24 @@ class Reader:
             started=_instant(start) if start and node_names else None,
             ended=_instant(end) if end and state is JobState.DONE else None,
             node_names=node_names,
-            reason="" if reason == "None" else reason,
+            reason="" if reason == "None" else self._same(reason),
             features=self._wanted(_text(record.features)),
             estimated_start=_instant(start) if later and start else None,
             name=_text(record.name),
             comment=_text(record.comment),
         )
 
+    def _same(self, text: str) -> str:
+        """Equal words as one object: less memory, and whoever compares them is done at once."""
+        return self._texts.setdefault(text, text)
+
     def _limit(self, minutes: int) -> timedelta:
         limit = self._limits.get(minutes)
         if limit is None:
-            limit = self._limits[minutes] = timedelta(minutes=minutes)
+            try:
+                limit = self._limits[minutes] = timedelta(minutes=minutes)
+            except OverflowError:
+                raise Odd from None
         return limit
 
     def _listed(self, text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ held: what is written is the held time, which is never less.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from burst.money.records import JobRecord
@@ -47,4 +48,4 @@ def _record(record: JobRecord, submit_host: str) -> str:
 
 def _one_line(text: str) -> str:
     """A value is one line, and none may look like the end of a record."""
-    return " ".join(text.split()).replace("%%", "%")
+    return re.sub("%+", "%", " ".join(text.split()))

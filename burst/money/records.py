@@ -34,6 +34,7 @@ COLUMNS = (
     "wall_seconds",
     "cost",
     "unit",
+    "outcome",
 )
 
 
@@ -59,6 +60,7 @@ class Row:
     wall_seconds: int
     cost: Decimal
     unit: str
+    outcome: str = ""  # of the job: completed or failed, where the batch system said so
 
 
 def rows(site: str, currency: str, uses: Sequence[LeaseUse], works: Sequence[Work]) -> list[Row]:
@@ -110,6 +112,7 @@ def _row(
         wall_seconds=max(round((end - start).total_seconds()), 0),
         cost=cost,
         unit=use.unit or currency,
+        outcome=work.outcome if work else "",
     )
 
 
@@ -154,6 +157,7 @@ class JobRecord:
     ended: datetime
     charge: Decimal
     unit: str
+    outcome: str = ""  # as of `Row`
 
     @property
     def wall_seconds(self) -> int:
@@ -192,4 +196,5 @@ def _record(group: Sequence[Row]) -> JobRecord:
         ended=max(row.ended for row in group),
         charge=sum((row.cost for row in group), Decimal(0)),
         unit=first.unit,
+        outcome=next((row.outcome for row in group if row.outcome), ""),
     )

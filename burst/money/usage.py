@@ -48,6 +48,7 @@ class Work:
     cores: int  # on this machine
     ended: datetime | None = None
     name: str = ""
+    outcome: str = ""  # completed or failed, where the batch system said so
 
 
 @dataclass(frozen=True, slots=True)

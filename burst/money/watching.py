@@ -16,6 +16,7 @@ from burst.money.usage import Work
 
 _THERE = (JobState.RUNNING, JobState.COMPLETING)
 _OVER = (JobState.DONE, JobState.FAILED)
+_OUTCOMES = {JobState.DONE: "completed", JobState.FAILED: "failed"}
 Key = tuple[str, str, datetime]  # lease, job, its start
 
 
@@ -30,12 +31,12 @@ def changes(
     by_node = {lease.node: lease for lease in leases}
     found: list[Work] = []
     there: set[Key] = set()
-    ended: dict[tuple[str, str], datetime] = {}
+    ended: dict[tuple[str, str], tuple[datetime, str]] = {}
     for job in farm.jobs:
         if job.ended is not None and job.state in _OVER:
             for node in job.node_names:
                 if node in by_node:
-                    ended[by_node[node].id, job.id] = job.ended
+                    ended[by_node[node].id, job.id] = job.ended, _OUTCOMES[job.state]
         if job.started is None or job.state not in (*_THERE, *_OVER):
             continue
         for node in job.node_names:
@@ -49,9 +50,11 @@ def changes(
                 found.append(work)
     for key, work in known.items():
         if work.ended is None and key not in there:
-            end = ended.get((work.lease, work.job))
-            right = end is not None and end >= work.started
-            found.append(replace(work, ended=end if right else max(now, work.started)))
+            end, outcome = ended.get((work.lease, work.job), (None, ""))
+            if end is not None and end >= work.started:
+                found.append(replace(work, ended=end, outcome=outcome))
+            else:
+                found.append(replace(work, ended=max(now, work.started)))
     return found
 
 
@@ -63,9 +66,10 @@ def _work(lease: Lease, job: Job) -> Work:
         started=job.started,
         user=job.user,
         account=job.account,
-        cores=min(-(-job.cores // max(job.nodes, len(job.node_names), 1)), lease.cores),
+        cores=max(min(-(-job.cores // max(job.nodes, len(job.node_names), 1)), lease.cores), 1),
         ended=job.ended if job.state in _OVER else None,
         name=job.name,
+        outcome=_OUTCOMES.get(job.state, ""),
     )
 
 

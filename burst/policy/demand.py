@@ -145,8 +145,8 @@ def by_age(job: Job, policy: Policy, now: datetime) -> Refusal | None:
     if age >= policy.min_job_age:
         return None
     text = (
-        f"it waits since {age.total_seconds():.0f} s; jobs younger than "
-        f"{policy.min_job_age.total_seconds():.0f} s are left alone"
+        f"it waits since {age.total_seconds():.0f} s; no machine is rented for jobs younger than "
+        f"{policy.min_job_age.total_seconds():.0f} s"
     )
     return Refusal(6, "young", text)
 
@@ -157,7 +157,7 @@ def waits_for_machines(job: Job) -> bool:
 
 
 def _overlap(some: Collection[str], others: Collection[str]) -> bool:
-    return any(name in others for name in some)
+    return not set(some).isdisjoint(others)
 
 
 class Candidate(NamedTuple):
@@ -241,8 +241,13 @@ def shortfall(
     heapq.heapify(soon)
     left: list[Left] = []
     taken = [] if served is None else served
+    lacking = left.append
+    over = False  # no core is free, and none comes free in time
     for candidate in candidates:
         job = candidate.job
+        if over and job.cores > 0:
+            lacking(Left(candidate, job.nodes if job.nodes > 1 else 1))
+            continue
         if job.nodes > 1:
             missing = job.nodes - _hold(heap, job)
             if missing:
@@ -266,6 +271,7 @@ def shortfall(
             taken.append(candidate)
         else:
             left.append(Left(candidate, 1))
+            over = not soon and (not heap or heap[0][0] >= 0)
     return left
 
 
@@ -292,9 +298,12 @@ def worthwhile_cores(candidates: Iterable[Candidate], start_cost: timedelta) -> 
     A hundred jobs of ten seconds do not deserve a hundred machines that need four minutes.
     """
     work, widest = 0.0, 0
-    for candidate in candidates:
-        cores = max(candidate.job.cores, 1)
-        work += cores * (candidate.takes or candidate.limit.total_seconds())
-        widest = max(widest, cores)
+    for job, limit, _, takes, _ in candidates:
+        cores = job.cores
+        if cores < 1:
+            cores = 1
+        if cores > widest:
+            widest = cores
+        work += cores * (takes or limit.total_seconds())
     per_core = max(start_cost.total_seconds(), 1.0)
     return max(widest, math.ceil(work / per_core))

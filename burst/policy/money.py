@@ -21,14 +21,14 @@ from decimal import ROUND_CEILING, Decimal
 from burst.model import Lease, Policy
 
 MINIMUM_BILLED_SECONDS = 60
-_HOUR = Decimal(3600)
+_HOUR = Decimal(3_600_000_000)  # microseconds
 _GRAIN = Decimal("0.000001")
 
 
 def price_of(price_per_hour: Decimal, time: timedelta) -> Decimal:
     """What `time` costs, rounded up to a millionth."""
-    seconds = Decimal(time // timedelta(microseconds=1)) / 1_000_000
-    return (price_per_hour * max(seconds, Decimal(0)) / _HOUR).quantize(_GRAIN, ROUND_CEILING)
+    micros = (time.days * 86_400 + time.seconds) * 1_000_000 + time.microseconds
+    return (price_per_hour * max(micros, 0) / _HOUR).quantize(_GRAIN, ROUND_CEILING)
 
 
 def billed(price_per_hour: Decimal, start: datetime, end: datetime) -> Decimal:

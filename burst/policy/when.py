@@ -68,9 +68,9 @@ def local_waits(
     horizon = exact_until.total_seconds()
     waits: list[float] = []
     start = 0.0
-    fluid = False
     otherwise = default.total_seconds()
-    for job in pending:
+    rest = iter(pending)
+    for job in rest:
         wanted = job.cores or 1
         if wanted > cores:
             waits.append(FOREVER)
@@ -79,15 +79,22 @@ def local_waits(
         seconds = limit.total_seconds() if limit is not None else otherwise
         if habits:
             seconds *= habits.get(job.user, 1.0)
-        if fluid:
-            waits.append(start)
-            start += wanted * seconds / cores
-            continue
         start = max(start, _take(free_at, wanted))
         heapq.heappush(free_at, (start + seconds, wanted))
         waits.append(start)
         if start > horizon:
-            fluid = True
+            break
+    for job in rest:
+        wanted = job.cores or 1
+        if wanted > cores:
+            waits.append(FOREVER)
+            continue
+        waits.append(start)
+        limit = job.time_limit
+        seconds = limit.total_seconds() if limit is not None else otherwise
+        if habits:
+            seconds *= habits.get(job.user, 1.0)
+        start += wanted * seconds / cores
     return waits
 
 

@@ -30,7 +30,8 @@ def by_urgency(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def urgency(job: Job, seconds: float, age: float) -> float:
     """The response ratio so far, for each core-second. `age`: seconds since it was submitted."""
-    seconds = max(seconds, SHORTEST_S)
+    if seconds < SHORTEST_S:
+        seconds = SHORTEST_S
     return (age + seconds) / (seconds * seconds * (job.cores or 1))
 
 

@@ -35,7 +35,7 @@ from burst.model import (
     ProviderFacts,
 )
 from burst.simulate.engine import Offered, Run
-from burst.simulate.site import Rented, Work
+from burst.simulate.site import Rented, Site, Work
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 BATCH, BURST, TENANT = "batch", "burst", "site"
@@ -71,6 +71,7 @@ class Production:
         self._pools: tuple[Pool, ...] = ()
         self._spent = Decimal(0)
         self._ids = count(1)
+        self._settled: tuple[int, float] = (-1, 0.0)  # nothing to do: at which turn, until when
 
     def begin(self, run: Run) -> None:
         self._offers = {(offer.provider, offer.type): offer for offer in run.offers}
@@ -91,14 +92,21 @@ class Production:
         )
 
     def act(self, run: Run) -> float:
-        if not run.site.queue and not self._leases:
+        site = run.site
+        if not site.queue and not self._leases:
             return math.inf
+        turn, until = self._settled
+        if not site.queue and turn == site.turns and run.now < until:
+            return until  # only the site's own nodes and jobs have changed
         now = instant(run.now)
         decision = decide(self._facts(run, now), self._pools, self.policy, self._new_id)
         acted = False
         for action in decision.actions:
             acted = self._do(run, action, now) or acted
-        return self._next(run, acted)
+        wake = self._next(run, acted)
+        quiet = not acted and not site.queue
+        self._settled = (site.turns, wake) if quiet else (-1, 0.0)
+        return wake
 
     def _new_id(self) -> str:
         number = next(self._ids)
@@ -132,6 +140,7 @@ class Production:
         jobs = [self._job(work) for work in site.queue.values()]
         jobs += [self._running(work) for work in site.local.values()]
         jobs += [self._running(work) for work in site.remote.values()]
+        self._forget(site)
         used = site.cores - site.free
         nodes = [
             Node(
@@ -186,6 +195,12 @@ class Production:
                 name, offers, machines, billing=timedelta(seconds=model.billing_s)
             )
         return facts
+
+    def _forget(self, site: Site) -> None:
+        """The jobs that have ended: a trace may have a million."""
+        here = (site.queue, site.local, site.remote)
+        if len(self._jobs) > 1000 + 2 * sum(map(len, here)):
+            self._jobs = {n: self._jobs[n] for some in here for n in some if n in self._jobs}
 
     def _job(self, work: Work) -> Job:
         job = self._jobs.get(work.ordinal)

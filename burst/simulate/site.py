@@ -80,6 +80,7 @@ class Site:
         self.waiting_cores = 0
         self.open_cores = 0  # of borrowed nodes that take jobs
         self.busy_cores = 0  # of borrowed nodes
+        self.turns = 0  # counts what happens to borrowed nodes
         self._on_start = on_start
         self._ends: list[tuple[float, int, int]] = []  # expected end, ordinal, cores: local ones
         self._open: dict[int, dict[str, Rented]] = {}  # open nodes by free cores; last used is last
@@ -112,6 +113,7 @@ class Site:
             del self._ends[bisect_left(self._ends, key)]
             return
         del self.remote[work.ordinal]
+        self.turns += 1
         for machine in work.on:
             del machine.works[work.ordinal]
             self._resize(machine, machine.cores if self.whole_machines else work.per_node)
@@ -128,12 +130,14 @@ class Site:
     # Machines come and go
 
     def open(self, machine: Rented) -> None:
+        self.turns += 1
         machine.up, machine.idle_since = True, self.now
         self.open_cores += machine.cores
         self._open.setdefault(machine.free, {})[machine.name] = machine
 
     def drain(self, machine: Rented) -> None:
         """It takes no more jobs."""
+        self.turns += 1
         if machine.up and not machine.draining:
             del self._open[machine.free][machine.name]
             self.open_cores -= machine.cores
@@ -251,6 +255,7 @@ class Site:
     def _there(self, work: Work, on: Iterable[Rented]) -> None:
         work.place, work.start, work.on = "borrowed", self.now, tuple(on)
         self.remote[work.ordinal] = work
+        self.turns += 1
         for machine in work.on:
             self._resize(machine, -(machine.free if self.whole_machines else work.per_node))
             machine.works[work.ordinal] = work

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 
-from burst.model import Budget, Job, Lease, Offer, Policy, Pool
+from burst.model import Budget, Job, Lease, Policy, Pool, ProviderFacts
 from burst.money.limits import until
 from burst.observe import duration_text
 from burst.rules import Rule, rule_of
@@ -29,6 +29,7 @@ def of_policy(rule: Rule | None, policy: Policy) -> list[m.Fact]:
 def of_job(job: Job, now: datetime) -> list[m.Fact]:
     waited = (job.started or now) - job.submitted
     found = [
+        _fact("state", job.state.value),
         _fact("cores", job.cores),
         _fact("nodes", job.nodes),
         _fact("memory", f"{job.memory_mb} MiB"),
@@ -41,6 +42,10 @@ def of_job(job: Job, now: datetime) -> list[m.Fact]:
         found.append(_fact("account", job.account))
     if job.features:
         found.append(_fact("features", ", ".join(job.features)))
+    if job.needs:
+        found.append(_fact("needs", ", ".join(job.needs)))
+    if job.comment:
+        found.append(_fact("comment", job.comment))
     if job.reason:
         found.append(_fact("batch system's reason", job.reason))
     return found
@@ -66,22 +71,30 @@ def of_lease(lease: Lease, cost: object, currency: str) -> list[m.Fact]:
 def of_pool(
     pool: Pool,
     living: Sequence[Lease],
-    offers: Iterable[Offer],
+    provider: ProviderFacts | None,
     budgets: Sequence[Budget],
     currency: str,
+    used: Collection[str],
+    prefix: str = "",
 ) -> list[m.Fact]:
+    """`used` are inner addresses that somebody has."""
+    free = sum(address not in used for address in pool.addresses)
     found = [
         _fact("machines", f"{len(living)} of at most {pool.max_machines}"),
-        _fact("addresses", f"{len(pool.addresses) - len(living)} free of {len(pool.addresses)}"),
+        _fact("addresses", f"{free} free of {len(pool.addresses)}"),
     ]
-    for offer in offers:
+    if provider is None or provider.machines is None:
+        why = f": {provider.error}" if provider and provider.error else ""
+        found.append(_fact(f"provider {pool.provider}", f"does not answer{why}"))
+    for offer in provider.offers if provider else ():
         if not pool.types or offer.type in pool.types:
             stock = "" if offer.available is None else f", {offer.available} to be had"
             what = f"{offer.cores} cores, {offer.memory_mb} MiB"
             price = f"{offer.price_per_hour} {offer.unit or currency} an hour"
             name = f"offer {offer.type}{_spot(offer.spot)}"
             found.append(_fact(name, f"{what}, {price}{stock}"))
-    return [*found, *of_budgets(budgets, currency)]
+    found += of_budgets(budgets, currency)
+    return [m.Fact(name=prefix + fact.name, value=fact.value) for fact in found]
 
 
 def of_budgets(budgets: Sequence[Budget], currency: str) -> list[m.Fact]:

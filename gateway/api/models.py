@@ -290,6 +290,7 @@ class UsageRow(Model):
     wall_seconds: int
     cost: Decimal
     unit: str
+    outcome: str = ""
 
 
 class UsageText(Model):

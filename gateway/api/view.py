@@ -14,6 +14,7 @@ from burst.model import Budget, Farm, JobState, LinkHealth, Pool
 from burst.model import Job as LrmsJob
 from burst.model import Lease as StoredLease
 from burst.policy.money import accrued
+from burst.rules import rule_of
 from dvn.agent_client import AgentError, AgentUnavailable
 from gateway.api import explaining
 from gateway.api import models as m
@@ -325,7 +326,10 @@ class View:
 
     def _explain_job(self, name: str) -> m.Explanation:
         why = self._why("job", name)
-        job = next((job for job in self.jobs() if job.id == name), None)
+        farm = self._burst.farm if self._burst else None
+        seen = next((one for one in farm.jobs if one.id == name), None) if farm else None
+        borrowed = self._borrowed(farm) if seen and farm and seen.node_names else frozenset()
+        job = self._job(seen, borrowed) if seen else None
         if job is None and why is None:
             hint = f"; {_NO_BURST}" if self._burst is None else ""
             raise NotFound(f"the batch system shows no job {name!r} now{hint}")
@@ -336,11 +340,12 @@ class View:
             if job.state == JobState.PENDING.value:
                 told.append(f"in {', '.join(job.partitions)}")
         said = f": {why.message}" if why else "."
-        farm = self._burst.farm if self._burst else None
-        seen = next((one for one in farm.jobs if one.id == name), None) if farm else None
         rule = explaining.rule_for(why)
         inputs = explaining.of_job(seen, self._clock()) if seen else []
-        budgets = [budget for pool in self._pools_for(seen) for budget in self._budgets_of(pool)]
+        pools = self._pools_for(seen)
+        budgets = [budget for pool in pools for budget in self._budgets_of(pool)]
+        if rule is not None and rule.of_pool:
+            inputs += [fact for pool in pools for fact in self._facts_of(pool, f"{pool.name}: ")]
         return m.Explanation(
             kind="job",
             id=name,
@@ -362,7 +367,23 @@ class View:
         ]
 
     def _budgets_of(self, pool: Pool) -> tuple[Budget, ...]:
-        return self._burst.books.every().get(pool.account, ()) if self._burst else ()
+        return self._burst.books.of(pool.account) if self._burst else ()
+
+    def _facts_of(self, pool: Pool, prefix: str = "") -> list[m.Fact]:
+        """What a decision about the pool looks at."""
+        facts = self._burst.facts if self._burst else None
+        provider = facts.providers.get(pool.provider) if facts else None
+        every = self._store.leases()
+        mine = [lease for lease in every if lease.pool == pool.name]
+        used = {
+            lease.address
+            for lease in every
+            if (lease.tenant, lease.network) == (pool.tenant, pool.network)
+        }
+        if facts and facts.farm:
+            used |= {node.address for node in facts.farm.nodes}
+        budgets = self._budgets_of(pool)
+        return explaining.of_pool(pool, mine, provider, budgets, self._currency, used, prefix)
 
     def _explain_lease(self, lease: StoredLease) -> m.Explanation:
         shown = self._lease(lease, self._network.view.links)
@@ -378,7 +399,7 @@ class View:
         if shown.link and not shown.link.up:
             told.append(f"its tunnel is down: {shown.link.detail}")
         events = self.events(lease=lease.id, after=0, limit=1000)
-        rule = explaining.rule_for(shown.why)
+        rule = explaining.rule_for(shown.why) or rule_of(lease.state.value)  # of long ago: its end
         return m.Explanation(
             kind="lease",
             id=lease.id,
@@ -401,11 +422,8 @@ class View:
             raise NotFound(f"there is no pool {name!r}; there is: {known}")
         said = pool.why.message if pool.why else "nothing to say about it yet."
         declared = next(one for one in self._file.pools if one.name == name)
-        facts = self._burst.facts if self._burst else None
-        provider = facts.providers.get(declared.provider) if facts else None
-        living = [lease for lease in self._store.leases() if lease.pool == name]
-        budgets = self._budgets_of(declared)
         rule = explaining.rule_for(pool.why)
+        budgets = self._budgets_of(declared)
         return m.Explanation(
             kind="pool",
             id=name,
@@ -414,9 +432,7 @@ class View:
             pool=pool,
             rule=rule.text if rule else "",
             inputs=(
-                *explaining.of_pool(
-                    declared, living, provider.offers if provider else (), budgets, self._currency
-                ),
+                *self._facts_of(declared),
                 *explaining.of_policy(rule, self._file.policy),
             ),
             change=explaining.changes(pool.why, rule, budgets, self._clock()),

@@ -74,18 +74,18 @@ class Books:
 
     def every(self) -> dict[str, tuple[Budget, ...]]:
         """Every limit of the site file as it stands now, by account."""
-        now = self._clock()
-        return {
-            account: budgets(
-                account,
-                self._units.get(account, ""),
-                limits,
-                partial(self._store.spent, account),
-                self._store.reserved(account),
-                now,
-            )
-            for account, limits in self._limits.items()
-        }
+        return {account: self.of(account) for account in self._limits}
+
+    def of(self, account: str) -> tuple[Budget, ...]:
+        """The limits of one account as they stand now."""
+        return budgets(
+            account,
+            self._units.get(account, ""),
+            self.limits(account),
+            partial(self._store.spent, account),
+            self._store.reserved(account),
+            self._clock(),
+        )
 
     def budgets(self) -> dict[str, Budget]:
         """Of each account the limit that allows least now."""

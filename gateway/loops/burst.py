@@ -141,7 +141,8 @@ class BurstLoop:
             budgets=self.books.budgets(),
             flashes=flashes,
         )
-        return Round.begin(world(facts, self._policy), self._pools, self._policy, self._new_id)
+        pools = self._pools_now()
+        return Round.begin(world(facts, self._policy), pools, self._policy, self._new_id)
 
     def _snapshot(self) -> Farm:
         """Stamped by the clock that decisions use, whatever clock the adapter has."""
@@ -216,10 +217,12 @@ class BurstLoop:
         ends += [end for end in (view.recovered, self._resumed()) if end is not None]
         return max([self._started, *ends])
 
+    def _pools_now(self) -> tuple[Pool, ...]:
+        hold = self.hold
+        return tuple(replace(pool, hold=hold) for pool in self._pools) if hold else self._pools
+
     def _decide(self, facts: Facts) -> Decision:
-        pools = self._pools
-        if self.hold:
-            pools = tuple(replace(pool, max_machines=0) for pool in pools)
+        pools = self._pools_now()
         if facts.farm is None or not self._rules:
             return decide(facts, pools, self._policy, self._new_id)
         bound = directed(facts.farm, self._rules, pools, unix_groups)

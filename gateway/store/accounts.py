@@ -71,7 +71,8 @@ class Accounts:
                 if known is None:
                     c.execute(insert(t.work).values(_values(one)))
                 elif known.ended is None and one.ended is not None:
-                    c.execute(update(t.work).where(key).values(ended=one.ended))
+                    values = {"ended": one.ended, "outcome": one.outcome}
+                    c.execute(update(t.work).where(key).values(values))
 
 
 def settle(c: Connection, lease: Lease, at: datetime) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData(
     naming_convention={
@@ -39,6 +39,21 @@ class Money(TypeDecorator[Decimal]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Decimal | None:
         return None if value is None else Decimal(value)
+
+
+class Words(TypeDecorator[str]):
+    """Text that others sent. A NUL is refused by PostgreSQL, and a lone surrogate by any encoder:
+    both are replaced, since what a user or a machine says must not stop a transaction."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        if "\0" in value:
+            value = value.replace("\0", "\ufffd")
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 class Instant(TypeDecorator[datetime]):
@@ -74,7 +89,7 @@ leases = Table(  # `body` is the whole lease; the columns beside it are what que
     Column("wanted", Instant, nullable=False),
     Column("ended", Instant),
     Column("reserved", Money, nullable=False),
-    Column("drain_requested", Text, nullable=False),  # the operator's: the body has no say in it
+    Column("drain_requested", Words, nullable=False),  # the operator's: the body has no say in it
     Column("batch", String(64), nullable=False),  # launched with others, or empty; and its place
     Column("place", Integer, nullable=False),
     Column("body", Text, nullable=False),  # JSON of `burst.model.Lease`
@@ -91,7 +106,7 @@ events = Table(  # a lease's changes of state, and what else happened to it: the
     Column("lease", String(64), nullable=False),
     Column("kind", String(16), nullable=False),  # state | drain | enrolled | report
     Column("state", String(16), nullable=False),  # after the event; empty where it is not a change
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
     Index("ix_events_lease", "lease"),
 )
 
@@ -113,8 +128,8 @@ enrolments = Table(  # written by the enrolment server, read by the burst loop: 
     Column("lease", String(64), primary_key=True),
     Column("at", Instant),  # when it fetched its bundle
     Column("heard", Instant, nullable=False),  # the last word from the machine
-    Column("phase", Text, nullable=False),  # what the machine said it was doing
-    Column("failure", Text, nullable=False),  # why joining failed, in the machine's words
+    Column("phase", Words, nullable=False),  # what the machine said it was doing
+    Column("failure", Words, nullable=False),  # why joining failed, in the machine's words
     Column("noticed", Instant),  # when it passed on that its provider takes it back, or may
     Column("ends", Instant),  # when the provider ends it, where that was said
 )
@@ -143,10 +158,11 @@ work = Table(  # which job ran on which borrowed machine: kept as long as the le
     Column("job", String(128), primary_key=True),
     Column("started", Instant, primary_key=True),
     Column("ended", Instant),
-    Column("user", Text, nullable=False),
-    Column("account", Text, nullable=False),  # the batch system's
-    Column("name", Text, nullable=False),
+    Column("user", Words, nullable=False),
+    Column("account", Words, nullable=False),  # the batch system's
+    Column("name", Words, nullable=False),
     Column("cores", Integer, nullable=False),
+    Column("outcome", String(16), nullable=False),  # completed or failed; empty: not known
     Index("ix_work_ended", "ended"),
 )
 

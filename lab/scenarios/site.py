@@ -67,6 +67,7 @@ LAB_POLICY: Mapping[str, object] = {
     "tunnel_timeout": "90s",
     "join_timeout": "120s",
     "lost_timeout": "30s",
+    "silence_timeout": "2m",
     "drain_timeout": "5m",
     "return_time": "60s",
     "backoff_first": "2s",
@@ -96,7 +97,10 @@ def site_file(
     types: Sequence[str] = ("c5.large",),
     policy: Mapping[str, object] = LAB_POLICY,
     budget: str = "5.00",
+    period: str = "day",
     users: Sequence[str] = ("alice",),
+    spot: str = "no",
+    watchdog: str = "3m",
 ) -> str:
     """The site file of the lab, as its administrator would have written it."""
     content = {
@@ -120,7 +124,12 @@ def site_file(
             "user": DAEMON_USER,
             "interval": "1s",
             "answer_timeout": "45s",  # boto3 alone takes long to load on an emulated processor
-            "enrol": {"address": GATEWAY, "port": ENROL_PORT, "heartbeat": "5s", "watchdog": "3m"},
+            "enrol": {
+                "address": GATEWAY,
+                "port": ENROL_PORT,
+                "heartbeat": "5s",
+                "watchdog": watchdog,
+            },
         },
         "burst": {
             "lrms": {
@@ -140,6 +149,7 @@ def site_file(
                     "subnet": cloud.subnet,
                     "security_groups": [cloud.security_group],
                     "credentials": CREDENTIALS,
+                    "spot": spot,
                     **({"prices": dict(cloud.prices)} if cloud.prices else {}),
                 }
             },
@@ -156,7 +166,7 @@ def site_file(
                     "addresses": "10.9.0.101-10.9.0.150",
                 }
             },
-            "budgets": {"cms": {"limit": budget, "period": "day"}},
+            "budgets": {"cms": {"limit": budget, "period": period}},
             "policy": dict(policy),
         },
     }

@@ -53,6 +53,7 @@ class Story:
         policy: Mapping[str, object] | None = None,
         max_machines: int = 4,
         budget: str = "5.00",
+        period: str = "day",
         prices: Mapping[str, str] | None = None,
         gre_allowed: bool = True,
         warm_start: bool = False,
@@ -63,6 +64,7 @@ class Story:
         self._policy = {**site.LAB_POLICY, **(policy or {})}
         self._max_machines = max_machines
         self._budget = budget
+        self._period = period
         self._prices = prices or {"c5.large": "0.1010"}
         self._gre_allowed = gre_allowed
         self._warm_start = warm_start
@@ -160,6 +162,7 @@ class Story:
             "max_machines": self._max_machines,
             "policy": self._policy,
             "budget": self._budget,
+            "period": self._period,
             **changes,
         }
         self.gw1.write(site.SITE_FILE, site.site_file(self.place, **settings))
@@ -254,13 +257,15 @@ class Story:
 
     # Jobs
 
-    def submit(self, tasks: Sequence[work.Task], user: str = "alice") -> list[str]:
+    def submit(
+        self, tasks: Sequence[work.Task], user: str = "alice", *, minutes: int = 10
+    ) -> list[str]:
         """Submit one batch job for each task as an ordinary user; the ids sbatch printed."""
         self.directories += 1
         home, directory = f"/home/{user}", f"{work.RESULTS}-{self.directories}"
         self.head.script('mkdir -p "$1"', f"{home}/{directory}", user=user)
         for task in tasks:
-            text = work.script(task, directory=directory)
+            text = work.script(task, directory=directory, minutes=minutes)
             self.head.write(f"{home}/{directory}/{task.index:03d}.sh", text, owner=user)
         said = self.head.script(
             'cd "$1"; for job in *.sh; do sbatch --parsable --chdir="$2" "$job"; done',

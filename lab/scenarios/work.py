@@ -33,8 +33,8 @@ def flash(count: int, *, size: int, first: int = 1_000_000) -> tuple[Task, ...]:
     return tuple(Task(i, first + i * size, first + (i + 1) * size) for i in range(count))
 
 
-def script(task: Task, *, directory: str = RESULTS) -> str:
-    """The batch script: nothing but `sh` and the system's Python.
+def script(task: Task, *, directory: str = RESULTS, minutes: int = 10) -> str:
+    """The batch script: nothing but `sh` and the system's Python; its time limit is `minutes`.
 
     The result is written to a temporary name and renamed, so that a job killed half way leaves no
     half result; the file also says on which host it was made and by which job.
@@ -42,7 +42,7 @@ def script(task: Task, *, directory: str = RESULTS) -> str:
     target = f'"$HOME/{directory}/count-{task.index:03d}.txt"'
     return f"""#!/bin/sh
 #SBATCH --job-name=primes-{task.index:03d}
-#SBATCH --ntasks=1 --cpus-per-task=1 --time=10
+#SBATCH --ntasks=1 --cpus-per-task=1 --time={minutes}
 #SBATCH --output=/dev/null
 set -eu
 /usr/bin/python3 -I -S - {task.start} {task.stop} > {target}.$SLURM_JOB_ID <<'PROGRAM'

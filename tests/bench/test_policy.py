@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -41,14 +40,15 @@ def test_a_policy_gets_no_less_than_its_best_affordable_setting(
 
 
 def test_a_short_bench_compares_every_policy_in_every_case() -> None:
+    world = experiment.World(jobs=40)
     some = [
-        replace(task, jobs=40)
-        for task in experiment.tasks()
+        task
+        for task in experiment.tasks(world)
         if task.load == 0.9 and dict(task.knobs).get("cap", 4) == 4
     ]
     some = [task for task in some if task.policy != "cobald-linear"]
     found = [point for task in some for point in experiment.simulate(task)]
-    rows = command.compare(found, jobs=40)
+    rows = command.compare(found, world)
     traces = {path.name.removesuffix(".swf.gz") for path in experiment.TRACES.glob("*.gz")}
     assert len(traces) == 2
     cases = {(row["trace"], row["load"], row["prices"], row["min_value"]) for row in rows}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
+from burst.model import FailureClass
 from gateway.store import Store
 from lab.simulated.faults import quiet
 from lab.simulated.site import POLICY, WATCHDOG
@@ -16,16 +19,43 @@ def _lived(seed: int, **faults: float) -> World:
     return World(seed, faults=replace(quiet(), **faults), store=store).run()
 
 
-def test_a_machine_taken_back_is_gone_before_its_deadline_and_its_jobs_end_elsewhere() -> None:
-    announced = []
-    for seed in range(2):
-        world = _lived(seed, interrupted=1.0)
-        announced += [one for one in world.ec2.instances.values() if one.taken_back is not None]
+@pytest.fixture(scope="module")
+def taken_back() -> list[World]:
+    """Worlds whose provider takes every machine back, after a notice."""
+    return [_lived(seed, interrupted=1.0) for seed in range(2)]
+
+
+def test_a_machine_taken_back_is_gone_before_its_deadline_and_its_jobs_end_elsewhere(
+    taken_back: list[World],
+) -> None:
+    announced = [
+        one
+        for world in taken_back
+        for one in world.ec2.instances.values()
+        if one.taken_back is not None
+    ]
     assert announced
     for one in announced:
         assert one.ended is not None
         assert one.taken_back is not None
         assert one.ended < one.taken_back, f"{one.id} ended by {one.why}"
+
+
+def test_where_a_machine_was_taken_back_no_other_is_rented_but_elsewhere(
+    taken_back: list[World],
+) -> None:
+    replaced = 0
+    for world in taken_back:
+        leases = world.store.all_leases()
+        for taken in leases:
+            if taken.failure is None or taken.failure.kind is not FailureClass.INTERRUPTED:
+                continue
+            assert taken.failed is not None
+            until = taken.failed + POLICY.pause
+            later = {other.type for other in leases if taken.failed < other.wanted < until}
+            assert taken.type not in later
+            replaced += bool(later)
+    assert replaced, "control: the queue still wanted machines, and got them elsewhere"
 
 
 def test_a_bootstrap_that_never_works_is_tried_k_times_then_the_pool_pauses() -> None:

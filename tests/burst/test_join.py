@@ -415,6 +415,19 @@ class TestNotices:
         ends = datetime(2026, 3, 1, 12, 2, tzinfo=UTC)
         assert sandbox.tokens.notices == [(LEASE.id, ends)]
 
+    def test_an_interruption_where_the_metadata_service_was_not_ready(
+        self, sandbox: Sandbox
+    ) -> None:
+        """It answers what it knows; of the life cycle that is nothing at first."""
+        del sandbox.metadata.items["instance-life-cycle"]
+        assert sandbox.run() == 0, sandbox.console
+
+        action = '{"action": "terminate", "time": "2026-03-01T12:02:00Z"}'
+        sandbox.metadata.items["spot/instance-action"] = action
+        sandbox.metadata.items["instance-life-cycle"] = "spot"
+
+        sandbox.wait_for(lambda: sandbox.tokens.notices != [])
+
     def test_a_recommendation_and_later_the_interruption(self, sandbox: Sandbox) -> None:
         sandbox.metadata.items["instance-life-cycle"] = "spot"
         sandbox.metadata.items["events/recommendations/rebalance"] = '{"noticeTime": "x"}'

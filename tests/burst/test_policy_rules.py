@@ -128,6 +128,19 @@ def test_a_wanted_machine_is_not_unwanted_by_a_forecast_at_the_edge() -> None:
         assert why(decision, "job", "7")[0] in ("on-the-way", "starts-soon")
 
 
+def test_a_young_job_may_start_on_a_machine_that_is_there_but_none_is_rented_for_it() -> None:
+    young = a_job("7", 60, submitted=NOW)
+    here = lease(LeaseState.JOINED, 30, reserved=Decimal(2))
+    seen = facts(
+        young, leases=(here,), machines=(machine(),), nodes=(node(),),
+        links={here.id: LinkHealth(up=True, since=NOW - HOUR)},
+    )  # fmt: skip
+    assert only(decided(seen), Route) == [Route("7", "burst-cms")]
+    assert why(decided(seen), "job", "7")[0] == "routed"
+    alone = decided(facts(young))
+    assert (why(alone, "job", "7")[0], only(alone, Want)) == ("young", [])
+
+
 # How many
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burst.decide import decide
 from burst.model import Policy
+from burst.simulate import production
 from burst.simulate.baselines import Never, OnePerJob, Utilisation
 from burst.simulate.bound import lower_bound
 from burst.simulate.catalogue import UnknownPolicy, policy_named
 from burst.simulate.engine import PolicyDriver, Run
+from burst.simulate.foresight import cost_of_no_wait
 from burst.simulate.metrics import Outcome, bounded_slowdown
 from burst.simulate.model import (
     ON_DEMAND,
@@ -183,6 +187,39 @@ def test_borrowing_helps_and_costs_and_the_same_seed_gives_the_same() -> None:
     assert outcome(busy(), Production(Policy())) == ours
 
 
+def test_a_flash_of_short_jobs_on_a_full_small_farm_is_served_at_once() -> None:
+    """Twenty jobs of half a minute on two cores, as in the lab: the start is short there, and all
+    else is as a site gets it."""
+    lab = ON_DEMAND.model_copy(update={"boot_s": (15.0, 25.0)})
+    second = timedelta(seconds=1)
+    policy = Policy(expected_start_cost=20 * second, margin=2 * second, idle_release=8 * second)
+    queue = trace(*(job(i, 0.1 * i, 30, limit=60) for i in range(20)), cores=2)
+    run = Run(queue, Production(policy), {"cloud": lab}, interval=5.0)
+    found = run.outcome()
+    assert found.borrowed_jobs >= 10
+    first = min(work.on[0].launched for work in run.works if work.on)
+    assert first <= policy.min_job_age.total_seconds() + 5, "as soon as it was seen twice"
+    assert found.makespan < outcome(queue, Never()).makespan / 2
+
+
+def test_only_the_sites_own_jobs_coming_and_going_ask_for_no_decision() -> None:
+    """A machine is kept by a long job; beside it forty short ones come and go here."""
+    long = [job(i, 0, 40_000, 4) for i in range(2)]
+    short = [job(10 + i, 5000 + 100 * i, 50) for i in range(40)]
+    quiet = Run(trace(*long, cores=5), Production(Policy()), {"cloud": ON_DEMAND})
+    busy_here = Run(trace(*long, *short, cores=5), Production(Policy()), {"cloud": ON_DEMAND})
+    asked: list[int] = []
+    for run in (quiet, busy_here):
+        with pytest.MonkeyPatch.context() as patched:
+            calls: list[int] = []
+            patched.setattr(
+                production, "decide", lambda *facts, calls=calls: calls.append(1) or decide(*facts)
+            )
+            assert run.outcome().machines == 1
+        asked.append(len(calls))
+    assert asked[1] <= asked[0] + 5
+
+
 def test_a_budget_holds_in_a_simulated_run_as_well() -> None:
     rich = outcome(busy(), Production(Policy()))
     poor = outcome(busy(), Production(Policy(), budget=Decimal("0.3")))
@@ -210,6 +247,20 @@ def test_the_clairvoyant_bound_holds_for_every_policy_and_falls_with_money() -> 
         assert bound <= before + 0.05
         before = bound
     assert lower_bound(queue, 0.0, 0.05, steps=60) > 2, "the control: it is not always one"
+
+
+def test_one_who_knows_the_future_pays_for_boot_and_run_and_for_nothing_idle() -> None:
+    """Four cores here, taken until 1000; the next two jobs fit on one borrowed machine of four."""
+    first, second = job(1, 0, 1000, 4), job(2, 100, 300, 2)
+    assert cost_of_no_wait(trace(first), ON_DEMAND) == 0
+    queue = trace(first, second, job(3, 200, 400, 2), job(4, 1000, 50, 4))
+    held = ON_DEMAND.boot_s[1] + 500  # from before 100 until 600
+    assert cost_of_no_wait(queue, ON_DEMAND) == pytest.approx(0.20 * held / 3600)
+    late = trace(first, second, job(3, 900, 50, 2))
+    by_hour = ON_DEMAND.model_copy(update={"billing_s": 3600})
+    assert cost_of_no_wait(late, by_hour) == pytest.approx(0.20), "its hour is paid: it stays"
+    both = 2 * ON_DEMAND.boot_s[1] + 300 + 50
+    assert cost_of_no_wait(late, ON_DEMAND) == pytest.approx(0.20 * both / 3600)
 
 
 # What is named on the command line

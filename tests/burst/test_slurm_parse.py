@@ -224,6 +224,15 @@ def test_a_missing_field_of_a_job_is_named(key: str) -> None:
         slurm_parse.jobs(slurm_parse.Answer("squeue", (22, 5), (item,)), NOW)
 
 
+def test_a_time_limit_beyond_all_time_is_named() -> None:
+    item = _JOB_ITEMS[0] | {"time_limit": 10**15}
+    with pytest.raises(LrmsError, match="'time_limit' has the value 1000000000000000"):
+        slurm_parse.jobs(slurm_parse.Answer("squeue", (22, 5), (item,)), NOW)
+    text = json.dumps({"jobs": [item]})
+    with pytest.raises(LrmsError, match="'time_limit' has the value 1000000000000000"):
+        slurm_parse.jobs(slurm_parse.answer("squeue", text, "jobs"), NOW)
+
+
 @given(item=st.sampled_from(_JOB_ITEMS), data=st.data())
 def test_whatever_a_field_of_a_job_holds_it_is_read_or_named(
     item: dict[str, Any], data: st.DataObject

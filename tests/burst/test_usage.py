@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,7 @@ from burst.money.limits import Limit, Period, since, tightest, until
 from burst.money.prices import CORE_HOURS, Listed, PriceFileError, Pricing, read_price_file
 from burst.money.usage import BY, LeaseUse, Work, cost_by, shares
 from burst.money.watching import changes, key_of
+from tests.burst.usage_schema import apel_records, wrong_in_ur
 from tests.gateway.leases import lease
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -158,20 +160,56 @@ def test_the_messages_for_apel_to_the_letter() -> None:
 
 
 def test_apel_gets_what_it_demands() -> None:
-    """apel/db/records/job.py: mandatory fields, integers, an end that is not before the start."""
     found = records.job_records(records.rows("cnaf", "EUR", USES, WORKS))
     (message,) = apel.messages(found, "gw1.cnaf")
-    header, *rest = message.splitlines()
-    assert header == "APEL-individual-job-message: v0.3"
-    parts = "\n".join(rest).split("%%")
-    assert parts.pop().strip() == ""
-    assert len(parts) == 2
-    for part in parts:
-        fields = dict(line.split(": ", 1) for line in part.strip().splitlines())
-        assert {"Site", "LocalJobId", "WallDuration", "CpuDuration"} <= set(fields)
+    read = apel_records(message)
+    assert [fields["LocalJobId"] for fields in read] == ["4711", "4712"]
+    for fields in read:
         assert int(fields["EndTime"]) - int(fields["StartTime"]) == int(fields["WallDuration"])
         held = int(fields["WallDuration"]) * int(fields["Processors"])
         assert int(fields["CpuDuration"]) == held
+
+
+def test_usage_records_are_of_their_schema() -> None:
+    found = records.job_records(records.rows("cnaf", "EUR", USES, WORKS))
+    assert wrong_in_ur(ogf.document(found, "gw1.cnaf", T0)) == []
+
+
+def test_a_name_that_is_no_domain_name_is_left_out() -> None:
+    odd = use(node="cms_aws-1")
+    text = ogf.document(
+        records.job_records(records.rows("cnaf", "EUR", [odd], [work("1", 0, 1)])), "gw 1", T0
+    )
+    assert wrong_in_ur(text) == []
+    assert "cms_aws" not in text
+    assert "gw 1" not in text
+
+
+def test_a_job_that_failed_is_told_so() -> None:
+    failed = replace(work("1", 0, 1), outcome="failed")
+    found = records.job_records(records.rows("cnaf", "EUR", [use()], [failed]))
+    text = ogf.document(found, "gw1", T0)
+    assert wrong_in_ur(text) == []
+    assert "<urf:Status>failed</urf:Status>" in text
+
+
+WRONG = [
+    ("<urf:NodeCount>2<", "<urf:NodeCount>0<", "positiveInteger"),
+    ("PT3600S", "3600", "duration"),
+    ("<urf:SubmitHost>gw1.cnaf<", "<urf:SubmitHost>gw1_cnaf<", "domainName"),
+    ("4711/2026", "4711\n2026", "token"),
+    ("<urf:JobName>reco</urf:JobName>", "<urf:Title>reco</urf:Title>", "Title in JobUsageBlock"),
+    ('urf:unit="EUR"', "", "attributes"),
+    ("<urf:Status>completed</urf:Status>", "", "0 of Status"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), WRONG, ids=[one[2] for one in WRONG])
+def test_the_schema_notices(right: str, wrong: str, said: str) -> None:
+    """The control of the tests above."""
+    text = (GOLDEN / "usage.xml").read_text(encoding="utf-8")
+    assert right in text
+    assert any(said in one for one in wrong_in_ur(text.replace(right, wrong, 1)))
 
 
 def test_a_message_has_at_most_a_thousand_records() -> None:
@@ -181,16 +219,18 @@ def test_a_message_has_at_most_a_thousand_records() -> None:
     assert counted == [1000, 1000, 1]
 
 
-@given(st.text())
+@given(st.text() | st.text("%: \n", max_size=9))
 @example("\x1e@")
 @example("\n=1+1")
+@example("%%%")
 def test_no_job_name_breaks_a_record(name: str) -> None:
     odd = Work(use().lease, "1", T0, name, name, 1, T0 + HOUR, name)
     rows = records.rows("cnaf", "EUR", [use()], [odd])
     found = records.job_records(rows)
     (message,) = apel.messages(found, "gw1")
-    assert message.count("%%") == 1
-    ET.fromstring(ogf.document(found, "gw1", T0))
+    (fields,) = apel_records(message)
+    assert fields["LocalJobId"] == "1"
+    assert wrong_in_ur(ogf.document(found, "gw1", T0)) == []
     for line in records.as_csv(rows).splitlines()[1:]:
         assert not line.startswith(("=", "+", "@"))
 
@@ -316,6 +356,7 @@ def test_jobs_on_borrowed_machines_are_noted_once_and_ended_when_they_are_gone()
     ended = T0 + timedelta(minutes=70)
     done = look(job("1", JobState.DONE, ended=ended), at=T0 + 2 * HOUR)
     assert [one.ended for one in done] == [ended, ended]
+    assert {one.outcome for one in done} == {"completed"}
     assert look(job("1", JobState.DONE, ended=ended), at=T0 + 3 * HOUR) == []
     short = job("3", JobState.FAILED, T0 + HOUR, ended=T0 + HOUR, node_names=("cms-aws-1",))
     assert [one.job for one in look(short, at=T0 + 3 * HOUR)] == ["3"], "between two looks"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,17 +19,41 @@ from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from sqlalchemy import Engine, create_engine, text
 
 from burst.model import Failure, FailureClass, Lease, LeaseState
 from burst.money.limits import Bound
 from gateway.enrolment import Refused
+from gateway.loops.loop import Loop
 from gateway.store import Joins, Store, StoreError
+from gateway.store.engine import reading
+from lab.process import wait_for
 from tests.gateway.leases import T0, lease, leases
+from tests.gateway.postgres import Cluster, cluster, programs
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    bin_ = programs()
+    if bin_ is None:
+        pytest.skip("there are no PostgreSQL programs here (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="the driver is missing: pip install 'dvn[postgres]'")
+    with cluster(bin_) as running:
+        yield running
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/state/gateway.sqlite"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+def url(request: pytest.FixtureRequest) -> str:
+    """Of an empty database, of each kind."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("sqlite_url"))
+    server: Cluster = request.getfixturevalue("postgres")
+    return server.url(server.database())
 
 
 @pytest.fixture
@@ -107,10 +131,10 @@ def test_money_is_checked_again_when_a_lease_is_wanted(store: Store) -> None:
 def test_a_row_without_a_newer_field_is_read(url: str) -> None:
     with Store.open(url) as store:
         store.save(lease(1), T0)
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
-        raw.execute(
-            "UPDATE leases SET body = json_remove(body, '$.launch_attempts', '$.idle_since')"
-        )
+        with store.engine.begin() as raw:
+            body = json.loads(raw.execute(text("SELECT body FROM leases")).scalar_one())
+            del body["launch_attempts"], body["idle_since"]
+            raw.execute(text("UPDATE leases SET body = :body"), {"body": json.dumps(body)})
     with Store.open(url) as store:
         assert store.leases() == (lease(1),)
 
@@ -222,6 +246,42 @@ class TestTokens:
         assert len(won) == 1
 
 
+def test_of_many_wishes_at_once_no_more_are_stored_than_the_money_allows(store: Store) -> None:
+    """Two may each see the same free money: the second must see that it is gone."""
+    bounds = [Bound(Decimal(3), T0)]
+    start = threading.Barrier(8)
+    stored: list[bool] = []
+
+    def wish(number: int) -> None:
+        start.wait()
+        stored.append(store.want(lease(number, reserved=Decimal(1)), T0, bounds=bounds))
+
+    threads = [threading.Thread(target=wish, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(stored) == [False] * 5 + [True] * 3
+    assert store.reserved("cms") == 3
+
+
+def test_a_reading_is_of_one_moment_and_waits_for_nobody(store: Store) -> None:
+    store.save(lease(1, reserved=Decimal(1)), T0)
+    with reading(store.engine) as c:
+        before = c.execute(text("SELECT count(*) FROM leases")).scalar()
+        store.save(lease(2), T0)  # a writer in between
+        assert c.execute(text("SELECT count(*) FROM leases")).scalar() == before == 1
+    with store.engine.begin():  # a writer that takes its time
+        assert len(store.leases()) == 2
+
+
+def test_a_machine_may_say_what_no_database_can_hold(store: Store) -> None:
+    """A NUL is no text to PostgreSQL; what a machine or a user sends must not stop the gateway."""
+    store.save(lease(1), T0)
+    store.joins.report(lease(1).id, "join", False, "slurmd said \x00", T0)
+    assert store.joins.heard()[lease(1).id].failure == "join: slurmd said \ufffd"
+
+
 def test_the_first_failure_a_machine_reports_stays(store: Store) -> None:
     joins, one = store.joins, lease(1).id
     store.save(lease(1), T0)
@@ -260,6 +320,7 @@ from dataclasses import replace
 from decimal import Decimal
 from burst.model import LeaseState
 from gateway.store import Store
+from lab.process import wait_for
 from tests.gateway.leases import T0, lease
 store = Store.open(sys.argv[1])
 for n in itertools.count(1):
@@ -296,51 +357,53 @@ def test_after_sigkill_what_was_said_to_be_written_is_there_and_whole(url: str, 
         assert store.spent("cms", T0) == ended
 
 
+def bare(url: str) -> Engine:
+    """The database without our schema."""
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return create_engine(url)
+
+
 class TestSchema:
-    def test_the_revisions_build_what_is_declared(self, tmp_path: Path) -> None:
+    def test_the_revisions_build_what_is_declared(self, url: str) -> None:
         from alembic.autogenerate import compare_metadata
         from alembic.migration import MigrationContext
-        from sqlalchemy import create_engine
 
         from gateway.store.engine import migrate
         from gateway.store.tables import metadata
 
-        engine = create_engine(f"sqlite:///{tmp_path}/migrated.sqlite")
+        engine = bare(url)
         migrate(engine, "x", None)
         with engine.connect() as connection:
             context = MigrationContext.configure(connection)
             assert compare_metadata(context, metadata) == []
         engine.dispose()
-        Store.open(f"sqlite:///{tmp_path}/migrated.sqlite").close()
+        Store.open(url).close()
 
-    def test_the_state_of_an_older_version_keeps_its_leases_and_its_money(
-        self, tmp_path: Path
-    ) -> None:
+    def test_the_state_of_an_older_version_keeps_its_leases_and_its_money(self, url: str) -> None:
         from alembic import command
         from alembic.config import Config
-        from sqlalchemy import create_engine
 
         import gateway.store.engine as engine_room
+        from gateway.store.rows import row_of
 
-        path = tmp_path / "old.sqlite"
-        engine = create_engine(f"sqlite:///{path}")
+        engine = bare(url)
         config = Config()
         scripts = Path(engine_room.__file__).with_name("migrations")
         config.set_main_option("script_location", str(scripts))
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "0001")
-        engine.dispose()
-        from gateway.store.rows import row_of
-
         living, noon = row_of(lease(1, reserved=Decimal(2))), "2026-03-01 12:00:00.000000"
-        with sqlite3.connect(path) as raw:
+        noon += "" if engine.dialect.name == "sqlite" else "+00"
+        with engine.begin() as raw:
             raw.execute(
-                "INSERT INTO leases VALUES (?, 'cms', 'wanted', ?, NULL, '2', '', ?)",
-                (living["id"], noon, living["body"]),
+                text("INSERT INTO leases VALUES (:id, 'cms', 'wanted', :at, NULL, '2', '', :body)"),
+                {"id": living["id"], "at": noon, "body": living["body"]},
             )
-            raw.execute("INSERT INTO ledger VALUES ('old', 'cms', ?, '3.5')", (noon,))
-        with Store.open(f"sqlite:///{path}") as store:
+            raw.execute(text("INSERT INTO ledger VALUES ('old', 'cms', :at, '3.5')"), {"at": noon})
+        engine.dispose()
+        with Store.open(url) as store:
             assert (store.reserved("cms"), store.spent("cms", T0)) == (Decimal(2), Decimal("3.5"))
             assert [item.id for item in store.leases()] == [lease(1).id]
             (use,) = store.accounts.uses(T0)
@@ -355,18 +418,18 @@ class TestSchema:
         assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
     def test_a_newer_database_is_left_alone(self, url: str) -> None:
-        Store.open(url).close()
-        with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
-            raw.execute("UPDATE alembic_version SET version_num = '9999'")
+        with Store.open(url) as store, store.engine.begin() as raw:
+            raw.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         with pytest.raises(StoreError, match="newer version"):
             Store.open(url)
 
-    def test_a_foreign_database_is_left_alone(self, tmp_path: Path) -> None:
-        path = tmp_path / "other.sqlite"
-        with sqlite3.connect(path) as raw:
-            raw.execute("CREATE TABLE theirs (x)")
+    def test_a_foreign_database_is_left_alone(self, url: str) -> None:
+        engine = bare(url)
+        with engine.begin() as raw:
+            raw.execute(text("CREATE TABLE theirs (x INTEGER)"))
+        engine.dispose()
         with pytest.raises(StoreError, match="none of ours"):
-            Store.open(f"sqlite:///{path}")
+            Store.open(url)
 
     def test_what_is_no_database_is_said_so(self, tmp_path: Path) -> None:
         path = tmp_path / "text"
@@ -375,3 +438,65 @@ class TestSchema:
             Store.open(f"sqlite:///{path}")
         with pytest.raises(StoreError, match="no database URL"):
             Store.open("nonsense")
+
+
+@pytest.mark.long
+class TestPostgres:
+    """What SQLite has no counterpart of."""
+
+    def test_a_restart_of_the_server_is_survived(self, postgres: Cluster) -> None:
+        with Store.open(postgres.url(postgres.database())) as store:
+            store.save(lease(1), T0)
+            postgres.restart()
+            store.save(lease(2), T0)
+            assert len(store.leases()) == 2
+
+    def test_a_loop_goes_on_when_the_server_is_back(self, postgres: Cluster) -> None:
+        with Store.open(postgres.url(postgres.database())) as store:
+            loop = Loop(
+                "notes",
+                lambda: store.note("heartbeat", "now"),
+                interval=timedelta(milliseconds=20),
+                clock=lambda: T0,
+            )
+            loop.start()
+            wait_for(lambda: loop.status.rounds > 0, 30)
+            postgres.stop()
+            wait_for(lambda: loop.status.bugs > 0, 60)
+            postgres.start()
+            before = loop.status
+            wait_for(
+                lambda: loop.status.rounds - loop.status.bugs > before.rounds - before.bugs, 60
+            )
+            assert loop.stop(30)
+
+    def test_the_plain_url_means_the_driver_we_have(self, postgres: Cluster) -> None:
+        url = postgres.url(postgres.database()).replace("postgresql+psycopg:", "postgresql:")
+        with Store.open(url) as store:
+            store.save(lease(1), T0)
+
+    def test_an_intention_outlives_a_power_cut_whatever_the_server_says(
+        self, postgres: Cluster
+    ) -> None:
+        name = postgres.database()
+        postgres.sql(f"ALTER DATABASE {name} SET synchronous_commit = off", name)
+        with Store.open(postgres.url(name)) as store, store.engine.begin() as c:
+            assert c.execute(text("SHOW synchronous_commit")).scalar() == "on"
+
+    def test_no_password_is_told(self, postgres: Cluster) -> None:
+        url = postgres.url("nowhere").replace("owner@", "owner:hunter2@")
+        with pytest.raises(StoreError, match='"nowhere" does not exist') as caught:
+            Store.open(url)
+        assert "hunter2" not in str(caught.value)
+
+    def test_a_vanished_writer_blocks_its_successor_for_no_longer_than_said(
+        self, postgres: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.store.engine.ABANDONED_MS", 1000)
+        url = postgres.url(postgres.database())
+        with Store.open(url) as gone, Store.open(url) as successor:
+            c = gone.engine.connect()
+            c.begin()  # holds the lock, and says no more
+            successor.save(lease(1), T0)
+            c.invalidate()
+            c.close()
