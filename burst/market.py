@@ -154,7 +154,7 @@ def _typical(candidates: list[Candidate], default: timedelta) -> timedelta:
     """The median length of the jobs a machine would be for."""
     if not candidates:
         return default
-    counts = Counter(map(attrgetter("limit"), candidates))  # few different ones
+    counts: Counter[timedelta] = Counter(map(attrgetter("limit"), candidates))  # few different ones
     limits = sorted(counts)
     up_to = accumulate(counts[limit] for limit in limits)
     half = len(candidates) // 2
