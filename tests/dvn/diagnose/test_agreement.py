@@ -186,8 +186,10 @@ def _know(gateway: Host, stations: tuple[Station, ...]) -> None:
             tenant = "cms" if one.tag == 101 else "atlas"
             device, port = f"b-{tenant}-farm", f"v-{tenant}-farm"
         lines += [
-            f"ip neighbour replace {address} lladdr {one.mac} dev {device} nud permanent"
-            for address in (one.four, one.six)
+            f"ip neighbour replace {one.four} lladdr {one.mac} dev {device} nud permanent",
+            # The host has no IPv6 where the network has none.
+            f"[ $(cat /proc/sys/net/ipv6/conf/{device}/disable_ipv6) = 1 ] || "
+            f"ip neighbour replace {one.six} lladdr {one.mac} dev {device} nud permanent",
         ]
         if device != one.enters:
             lines.append(f"bridge fdb replace {one.mac} dev {port} master static")
