@@ -181,6 +181,16 @@ def _rate(burst: BurstConfig, currency: str) -> Decimal:
     return Decimal(1) if currency == burst.currency else burst.exchange[currency]
 
 
+def machine_mtu(file: SiteFile, lease: Lease) -> int:
+    """What a machine in the lease's network may send, as far as the site file tells."""
+    from dvn.kernel.state import Host
+    from dvn.tunnels.mtu import network_mtu
+
+    own = (lease.tenant, lease.network)
+    tunnels = [each for each in file.site.tunnels() if (each.tenant, each.network) == own]
+    return network_mtu(file.site, Host(), tunnels)
+
+
 def _joining(file: SiteFile, store: Store) -> Joining:
     from burst.join.bundle import Bundle, BundleError
     from burst.join.userdata import TUNNEL_MTU, JoinGateway, user_data
@@ -220,6 +230,7 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         told = JoinGateway(
             address=address,
             attached=attached,
+            mtu=machine_mtu(file, lease) if attached else TUNNEL_MTU,
             enrol_url=f"https://{host}:{gateway.enrol.port}",
             pin=identity.pin,
             prefix_length=length,

@@ -156,6 +156,8 @@ bring_up_interface() { # of a machine in the network itself: its one interface h
     for each in /sys/class/net/*; do
         [[ $(<"$each/address") == "$MAC" ]] || continue
         DEVICE=${each##*/}
+        # The hypervisor cannot know what the tunnels of the network carry whole.
+        (($(<"$each/mtu") <= MTU)) || ip link set dev "$DEVICE" mtu "$MTU" || return
         ip link set dev "$DEVICE" alias "dvn lease $LEASE" up &&
             ip address replace "$ADDRESS/$PREFIX_LENGTH" dev "$DEVICE" &&
             ip route replace default via "$GATEWAY" dev "$DEVICE"

@@ -40,7 +40,7 @@ class JoinGateway:
     enrol_url: str
     pin: str  # curl's --pinnedpubkey
     prefix_length: int  # of the tenant network
-    mtu: int = TUNNEL_MTU  # of the tunnel device
+    mtu: int = TUNNEL_MTU  # of the tunnel device; the most of an interface that is `attached`
     heartbeat: timedelta = timedelta(seconds=30)
     watchdog: timedelta = timedelta(minutes=15)  # without a word from the gateway: power off
     metadata_url: str = METADATA_URL

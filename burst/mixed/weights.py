@@ -12,11 +12,12 @@ Disks heed weights when their scheduler is BFQ, or with io.cost; elsewhere the k
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from burst.lrms.base import LrmsError
 from burst.lrms.command import Result
@@ -99,34 +100,55 @@ def _reach(uri: str) -> list[str]:
         return []
     who = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
     port = ["-p", str(parts.port)] if parts.port else []
-    return ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *port, "--", who]
+    # As libvirt's own ssh does ("Connection URIs", ssh transport).
+    said = parse_qs(parts.query)
+    key = ["-i", said["keyfile"][-1]] if "keyfile" in said else []
+    trust = ["-o", "StrictHostKeyChecking=no"] if said.get("no_verify", ["0"])[-1] == "1" else []
+    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *key, *trust, *port]
+    return ["ssh", *options, "--", who]
+
+
+RETRY = timedelta(minutes=5)
 
 
 class Balance:
-    """Sets the weights of one host when they should be others than were set last."""
+    """Sets the weights of one host when they should be others than were set last. What failed is
+    tried again after a while: it may be an ssh login each time."""
 
     def __init__(
         self,
         weights: Weights,
         uri: str,
         run: Callable[[Sequence[str], str, timedelta], Result],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` in seconds, from any beginning."""
         self._weights = weights
         self._uri = uri
         self._run = run
+        self._clock = clock
         self._done: Weights | None = None
+        self._failed: tuple[Weights, float] | None = None
 
     def set(self, enabled: bool) -> str:
-        """Returns what went wrong, for people; then it is tried again the next time."""
+        """Returns what went wrong, for people; "" also while it is not tried again yet."""
         wanted = self._weights if enabled else self._weights.neutral()
-        if wanted == self._done:
+        if wanted == self._done or self._waits(wanted):
             return ""
         for argv in commands(wanted, self._uri):
             try:
                 done = self._run(argv, "", TIMEOUT)
+                problem = done.said if done.status != 0 else ""
             except LrmsError as error:
-                return str(error)
-            if done.status != 0:
-                return f"{' '.join(argv[:2])}: {done.said}"
-        self._done = wanted
+                problem = str(error)
+            if problem:
+                self._failed = (wanted, self._clock())
+                return f"{' '.join(argv[argv.index('systemctl') :])}: {problem}"
+        self._done, self._failed = wanted, None
         return ""
+
+    def _waits(self, wanted: Weights) -> bool:
+        if self._failed is None:
+            return False
+        weights, when = self._failed
+        return weights == wanted and self._clock() - when < RETRY.total_seconds()

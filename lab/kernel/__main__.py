@@ -1,4 +1,4 @@
-"""`python -m lab.kernel [--vm|--here] [--timeout S] [--output PATH]... -- command...`"""
+"""`python -m lab.kernel [--vm|--here|--uml] [--timeout S] [--output PATH]... -- command...`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lab.kernel import KernelError, find_kernel, missing_features
+from lab.kernel import KernelError, find_kernel, missing_features, uml
 from lab.kernel.runner import run
 
 FAILED = 125
@@ -28,6 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     place.add_argument(
         "--here", dest="where", action="store_const", const="here", help="never in the VM"
+    )
+    place.add_argument(
+        "--uml",
+        dest="where",
+        action="store_const",
+        const="uml",
+        help="on a kernel that is a process (lab/kernel/uml.py): for what computes much",
     )
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="end the command after S seconds (status 124)"
@@ -62,6 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.image:
             sys.stdout.write(f"{find_kernel().image}\n")
             return 0
+        if given.where == "uml":
+            if given.output:
+                parser.error("--uml copies nothing out: have the command write to stdout")
+            return uml.run(given.argv, timeout=given.timeout, memory_mb=given.memory)
         return run(
             given.argv,
             outputs=given.output,

@@ -272,7 +272,7 @@ class Story:
             f"{home}/{directory}",
             home,
             user=user,
-            timeout=60 + 5 * len(tasks),
+            timeout=60 + 30 * len(tasks),
         ).stdout
         ids = said.split()
         if len(ids) != len(tasks):

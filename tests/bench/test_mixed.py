@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from bench.mixed import report
 from bench.mixed.measure import PHASES
 from bench.mixed.work import cpu
 from burst.lrms.command import Result
-from burst.mixed.weights import Balance, Weights, commands, write
+from burst.mixed.weights import RETRY, Balance, Weights, commands, write
 
 SHARES = {"alone": 1.0, "together": 0.3, "slices": 0.5, "weights": 0.8}
 
@@ -114,17 +115,31 @@ def test_on_a_partners_host_they_are_set_over_ssh() -> None:
     assert commands(WEIGHTS, "qemu:///system")[0][0] == "systemctl"
 
 
+def test_weights_go_the_way_that_libvirt_goes() -> None:
+    """A key that the URI names must be used for both, or only one of them gets through."""
+    uri = "qemu+ssh://dvn@hv2:2222/system?keyfile=/etc/dvn/key&no_verify=1"
+    argv = commands(WEIGHTS, uri)[0]
+    before = argv[: argv.index("systemctl")]
+    assert before[-2:] == ["--", "dvn@hv2"]
+    assert ("-i", "/etc/dvn/key") in pairwise(before)
+    assert ("-p", "2222") in pairwise(before)
+    assert "StrictHostKeyChecking=no" in before
+    assert "StrictHostKeyChecking=no" not in commands(WEIGHTS, "qemu+ssh://dvn@hv2/system")[0]
+
+
 def test_weights_are_set_once_and_taken_back_when_mixed_mode_ends() -> None:
     told: list[str] = []
-    status = 1
+    status, now = 1, 0.0
 
     def run(argv: Any, given: str, timeout: Any) -> Result:
         told.append(" ".join(argv[-3:]))
         return Result(status, "", "no systemd")
 
-    balance = Balance(WEIGHTS, "qemu:///system", run)
+    balance = Balance(WEIGHTS, "qemu:///system", run, lambda: now)
     assert "no systemd" in balance.set(True)
-    status = 0
+    assert balance.set(True) == "", "said once"
+    assert len(told) == 1, "not asked with every look: it may be a login by ssh"
+    status, now = 0, RETRY.total_seconds()
     assert [balance.set(True), balance.set(True), balance.set(False)] == ["", "", ""]
     assert told[1:] == [
         "system.slice CPUWeight=400 IOWeight=400",

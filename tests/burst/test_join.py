@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -481,3 +482,21 @@ def test_a_path_that_swallows_large_packets(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("size", [64, 1457, 1458])
 def test_an_echo_comes_back(size: int) -> None:
     assert apply.echoed("127.0.0.1", size)
+
+
+@pytest.mark.parametrize(
+    ("arrived", "now", "refused"),
+    [
+        (1000.0, 1005.0, False),
+        (1000.0, 1300.0, False),  # it took five minutes from the answer to its reading
+        (1300.0, 1001.0, False),  # its clock was set meanwhile
+        (1300.0, 1305.0, True),
+        (700.0, 705.0, True),
+    ],
+)
+def test_a_slow_machine_is_not_one_whose_clock_is_wrong(
+    arrived: float, now: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("burst.join.apply.time.time", lambda: now)
+    with pytest.raises(apply.Failed) if refused else nullcontext():
+        apply.clock({"time": 1000.0}, arrived)

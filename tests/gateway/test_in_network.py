@@ -5,13 +5,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from burst.join.userdata import JoinGateway, inner_mac, user_data
 from burst.model import LeaseState
+from dvn import located
+from gateway import sitefile
 from gateway.loops.network import has_link, has_tunnel, wanted_tunnels
+from gateway.parts import machine_mtu
 from tests.gateway.leases import T0, lease
+from tests.gateway.test_sitefile import RIGHT
 
 AT_HOME = replace(
     lease(), state=LeaseState.BOOTING, address="10.9.0.101", underlay="10.9.0.101", enrolled=T0
@@ -46,3 +51,13 @@ def test_its_script_finds_the_interface_by_its_address_and_makes_no_tunnel() -> 
     assert f"MAC={inner_mac('10.9.0.101')}\n" in script
     assert "GATEWAY=10.9.0.1\n" in script
     assert "ATTACHED=''\n" in user_data(AT_HOME, replace(gateway, attached=False), "t" * 40)
+
+
+def test_its_interface_sends_no_more_than_the_tunnels_of_its_network_carry() -> None:
+    """An Ethernet frame that a tunnel cannot carry is dropped, and nobody is told."""
+    file = sitefile.parse(located.loads(RIGHT), Path("right.yaml"))
+    (tenant, network), *_ = [(tenant, name) for tenant, name, _ in file.site.networks()]
+    mine = replace(AT_HOME, tenant=tenant, network=network)
+    assert machine_mtu(file, mine) == 1458, "gretap with a key on a path of 1500"
+    alone = replace(file, site=file.site.model_copy(update={"underlay": None}))
+    assert machine_mtu(alone, mine) == 1500

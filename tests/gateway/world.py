@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -48,7 +49,16 @@ class World:
         self._boot = boot
         self._join = join
 
-    def begin(self, *, local_nodes: int, jobs: int, seconds: float) -> None:
+    def begin(
+        self,
+        *,
+        local_nodes: int,
+        jobs: int,
+        seconds: float,
+        limit: float = 1800,
+        price: str = "0.10",
+    ) -> None:
+        """`seconds` is what a job takes, `limit` what it may; `price` that of a machine's hour."""
         now = datetime.now(UTC).timestamp()
         state: dict[str, Any] = {
             "nodes": {
@@ -58,6 +68,7 @@ class World:
             "jobs": {
                 str(100 + n): {
                     "seconds": seconds,
+                    "limit": limit,
                     "partitions": ["batch"],
                     "submitted": now - 60,
                     "started": 0.0,
@@ -71,10 +82,19 @@ class World:
             "tunnels": [],
             "lost_jobs": [],
             "launches": 0,
+            "price": price,
             "faults": {},
             "asked": {},
         }
         self._path.write_text(json.dumps(state))
+
+    def bill(self) -> Decimal:
+        """What this cloud charges until now: by the second, and at least a minute for each."""
+        with self.state() as s:
+            now = datetime.now(UTC).timestamp()
+            times = [m.get("ended", now) - m["launched"] for m in s["machines"].values()]
+            hours = sum((Decimal(max(time, 60)) / 3600 for time in times), Decimal(0))
+            return Decimal(s["price"]) * hours
 
     @contextmanager
     def state(self) -> Iterator[dict[str, Any]]:
@@ -184,7 +204,9 @@ class FakeProvider:
         self.name = name
 
     def offers(self) -> Sequence[Offer]:
-        return [Offer(self.name, TYPE, "zone-a", CORES, 4096, Decimal("0.10"))]
+        with self._world.state() as s:
+            price = Decimal(s["price"])
+        return [Offer(self.name, TYPE, "zone-a", CORES, 4096, price)]
 
     def launch(self, request: LaunchRequest) -> Machine:
         with self._world.state() as s:
@@ -204,7 +226,11 @@ class FakeProvider:
                 "met": 0.0,
                 "registered": False,
             }
-            return self._machine(name, s["machines"][name])
+            made = self._machine(name, s["machines"][name])
+            lost = s["faults"].get("lost_answer")
+        if lost:
+            threading.Event().wait(60)  # its answer never comes
+        return made
 
     def machines(self) -> Sequence[Machine]:
         with self._world.state() as s:
@@ -218,6 +244,7 @@ class FakeProvider:
             for name in machine_ids:
                 if name in s["machines"]:
                     s["machines"][name]["state"] = "terminated"
+                    s["machines"][name].setdefault("ended", datetime.now(UTC).timestamp())
 
     def _machine(self, name: str, machine: Mapping[str, Any]) -> Machine:
         state = MachineState(machine["state"])
@@ -312,7 +339,7 @@ def _job(name: str, job: Mapping[str, Any]) -> Job:
         cores=1,
         nodes=1,
         memory_mb=100,
-        time_limit=timedelta(minutes=30),
+        time_limit=timedelta(seconds=job["limit"]),
         submitted=_instant(job["submitted"]),
         started=_instant(job["started"]) if job["started"] else None,
         ended=_instant(job["ended"]) if job["ended"] else None,

@@ -106,9 +106,9 @@ class Customer:
         ended = self.story.finished()
         return [job for job in self.ids if job not in ended]
 
-    def come(self, at_least: int = 12) -> None:
+    def come(self, at_least: int = 6) -> None:
         if len(self.waiting()) < at_least:
-            self.ids += self.story.submit(work.flash(24, size=60_000), minutes=self.minutes)
+            self.ids += self.story.submit(work.flash(12, size=100_000), minutes=self.minutes)
 
 
 def kill_often(story: Story, customer: Customer, kills: int) -> int:
