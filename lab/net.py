@@ -27,7 +27,7 @@ _FORWARDING = {
     # Linux asks for the neighbour of a forwarded packet from its link-local address only.
     "net.ipv6.conf.default.addr_gen_mode": "0",
 }
-_BRIDGE = "br0"
+SWITCH = "br0"
 _AT_ONCE = 4  # nodes configured at a time: the commands wait for forks and module loading
 
 TABLE = "lab_traffic"
@@ -123,9 +123,9 @@ def _spec(node: Node) -> HostSpec:
 def _configure_switch(host: Host, switch: Switch) -> None:
     """One bridge, no VLAN but the declared ones, no spanning tree, no multicast chatter."""
     links = [
-        f"link add {_BRIDGE} type bridge vlan_filtering 1 vlan_default_pvid 0 mcast_snooping 0",
-        *(f"link set dev {port} master {_BRIDGE}" for port in switch.ports),
-        f"link set dev {_BRIDGE} up",
+        f"link add {SWITCH} type bridge vlan_filtering 1 vlan_default_pvid 0 mcast_snooping 0",
+        *(f"link set dev {port} master {SWITCH}" for port in switch.ports),
+        f"link set dev {SWITCH} up",
     ]
     vlans = []
     for name, port in switch.ports.items():

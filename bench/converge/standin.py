@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from dvn import agent
-from dvn.kernel import linux, rtnl
 from dvn.kernel import netlink as nl
+from dvn.kernel import ours, rtnl
 from dvn.kernel.netlink import Request
 from dvn.kernel.rtnl import RawLink
 from dvn.kernel.state import Bridge, Gretap, Link, Params, Vrf
@@ -102,7 +102,7 @@ def _mac_of(table: int) -> str:
 
 def _router() -> None:
     own_info, own_create, own_change = rtnl._info, rtnl.create, rtnl.change
-    own_parse, own_link = rtnl.parse_link, linux._link
+    own_parse, own_link = rtnl.parse_link, ours.link_of
 
     def info(params: Params, index_of: IndexOf) -> bytes:
         if not isinstance(params, Vrf):
@@ -132,7 +132,7 @@ def _router() -> None:
 
     rtnl._info, rtnl.create, rtnl.change = info, create, change
     rtnl.parse_link = parse_link
-    linux._link = as_wanted  # type: ignore[assignment]  # the names of its arguments
+    ours.link_of = as_wanted  # type: ignore[assignment]  # the names of its arguments
     _on.add("vrf")
 
 

@@ -17,6 +17,7 @@ MODULES = {
     "fou": "fou", "nft inet nat": "nft_chain_nat", "nft bridge": "nf_tables", "ifb": "ifb",
 }  # fmt: skip
 _FALLBACKS = ("gre0", "gretap0", "erspan0", "tunl0", "sit0", "ip6tnl0", "ip6gre0")
+_BRIDGED = ("iptables", "ip6tables", "arptables")
 _FULL = 0.8  # of a table of the kernel's
 
 
@@ -179,12 +180,14 @@ def _reverse_path(site: Site, facts: Facts) -> Iterator[Finding]:
 
 
 def _bridge_netfilter(facts: Facts) -> Iterator[Finding]:
-    if facts.scene.number("net/bridge/bridge-nf-call-iptables"):
+    there = [name for name in _BRIDGED if facts.scene.number(f"net/bridge/bridge-nf-call-{name}")]
+    if there:
+        off = " ".join(f"net.bridge.bridge-nf-call-{name}=0" for name in there)
         yield warn(
             "br_netfilter",
-            "bridged packets also pass the rules of IP: ours let them, others' may not",
-            "sysctl net.bridge.bridge-nf-call-iptables=0, if nothing else (Docker, Kubernetes) "
-            "needs it",
+            "bridged packets also pass the rules of IP: ours let them, others' may not (see "
+            "`foreign rules`)",
+            f"sysctl {off}, if nothing else (Docker, Kubernetes) needs it",
         )
     else:
         yield ok("br_netfilter", "bridged packets meet the bridge rules only")

@@ -24,6 +24,8 @@ class Tracker:
     def begin(self, subject: Subject) -> None:
         """Find the packet's connection, in the zone that raw rules have put it into."""
         connection = subject.connection
+        if subject.packet.state == "untracked":
+            connection.state = "untracked"
         if connection.begun or connection.state == "untracked":
             return
         connection.begun = True

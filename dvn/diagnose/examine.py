@@ -19,7 +19,7 @@ from dvn.diagnose.scene import Scene
 from dvn.diagnose.surroundings import read_ruleset, read_scene
 from dvn.kernel.driver import KernelError
 from dvn.kernel.ipsec import VICI
-from dvn.kernel.linux import may_change_networks
+from dvn.kernel.rights import may_change_networks
 from dvn.kernel.state import table_name
 from dvn.spec import Site
 

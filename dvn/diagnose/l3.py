@@ -57,7 +57,7 @@ def waits(packet: Packet) -> bool:
     """Whether conntrack holds a fragment until it has all of them. It lets an IPv6 fragment pass
     whose length is none a fragment may have (nf_ct_frag6_queue, EPROTO)."""
     ip = packet.ip
-    if ip is None or not ip.is_fragment:
+    if ip is None or not ip.is_fragment or packet.state == "untracked":
         return False
     start = next((at for kind, at in ip.extensions if kind == FRAGMENT), None)
     return start is None or not ip.more or (ip.length - start - 8) % 8 == 0

@@ -149,6 +149,8 @@ class _Run(Reader):
                 self._assign(target, value)
             case Translate():
                 return self._translate(statement)
+            case NoEffect("notrack"):
+                self._untrack()
             case SetUpdate() | NoEffect(_, False):
                 pass
             case NoEffect():
@@ -197,6 +199,14 @@ class _Run(Reader):
             self._transport_known = True
 
     # -- changes
+
+    def _untrack(self) -> None:
+        """nft_notrack_eval: unless it has a connection already. A frame takes it along on its way
+        through a bridge."""
+        subject = self._subject
+        if not subject.connection.begun:
+            subject.connection.state = "untracked"
+            subject.packet = replace(subject.packet, state="untracked")
 
     def _assign(self, target: Expression, value: Expression) -> None:
         subject = self._subject

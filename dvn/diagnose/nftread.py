@@ -4,7 +4,6 @@ compared with."""
 from __future__ import annotations
 
 from dvn.diagnose import frames
-from dvn.diagnose.frames import Packet
 from dvn.diagnose.nftast import (
     Binary,
     Concat,
@@ -198,9 +197,23 @@ class Reader:
             case "length":
                 return len(packet.network)
             case "pkttype":
-                return packet_type(packet)
+                return self._packet_type()
             case _:
                 raise GrammarError(f"meta {key}")
+
+    def _packet_type(self) -> int:
+        """Whose frame it is (eth_type_trans, br_handle_frame): in a bridge that of the port's own
+        MAC address or of the bridge's; IP takes up no other unicast."""
+        subject, kinds = self._subject, NAMES["pkt_type"]
+        to = subject.packet.destination
+        if to == "ff:ff:ff:ff:ff:ff":
+            return kinds["broadcast"]
+        if frames.is_group(to):
+            return kinds["multicast"]
+        through = [name for name in (subject.iif, subject.iif_bridge) if name]
+        if subject.family == "bridge" and to not in map(self._world.mac, through):
+            return kinds["other"]
+        return kinds["host"]
 
     def _ct(self, key: str, direction: str) -> Value:
         connection = self._subject.connection
@@ -362,11 +375,3 @@ def calculate(op: str, left: int, right: int) -> int:
             return left >> right
         case _:
             raise GrammarError(f"operator {op}")
-
-
-def packet_type(packet: Packet) -> int:
-    if packet.destination == "ff:ff:ff:ff:ff:ff":
-        return NAMES["pkt_type"]["broadcast"]
-    if frames.is_group(packet.destination):
-        return NAMES["pkt_type"]["multicast"]
-    return NAMES["pkt_type"]["host"]

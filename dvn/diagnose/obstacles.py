@@ -22,7 +22,7 @@ from dvn.kernel.state import table_name
 from dvn.spec import Network, Site, Tunnel
 
 _FAR = {4: "192.0.2.77", 6: "2001:db8:77::77"}
-_MACHINE = "02:00:00:00:00:7d"
+_MACHINE, _NEIGHBOUR = "02:00:00:00:00:7d", "02:00:00:00:00:7e"
 _LIMIT = 50  # networks that are tried; rules do not differ by network
 
 
@@ -117,6 +117,7 @@ def _of_network(
     bridge = addresses.bridge_name(tenant, name)
     if bridge not in scene.devices:
         return
+    yield from _between(scene, what, bridge, network)
     for gateway in network.gateways():
         machine = next(host for host in gateway.network.hosts() if host != gateway.ip)
         version = gateway.version
@@ -133,6 +134,34 @@ def _of_network(
             protocol, port = service.split("/")
             asked = replace(base, protocol=protocol, destination=str(gateway.ip), dport=int(port))
             yield Sample(f"{asks} to {service} of the gateway", bridge, build(asked))
+
+
+def _between(scene: Scene, what: str, bridge: str, network: Network) -> Iterator[Sample]:
+    """Frames that br_netfilter shows to the rules for routed packets, where it is loaded."""
+    ports = [port for port in scene.ports(bridge) if port.up]
+    shown = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
+    if len(ports) < 2:
+        return
+    for gateway in network.gateways():
+        if not scene.number(shown[gateway.version]):
+            continue
+        hosts = (str(host) for host in gateway.network.hosts() if host != gateway.ip)
+        machine, other = next(hosts), next(hosts, "")
+        if not other:
+            continue
+        for port in ports:
+            pinned = next((p for p in network.ports if p.interface == port.name), None)
+            own = [str(a) for a in pinned.address if a.version == gateway.version] if pinned else []
+            asks = Described(
+                own[0] if own else machine,
+                other,
+                "udp",
+                mac=(pinned.mac if pinned else None) or _MACHINE,
+                to_mac=_NEIGHBOUR,
+                dport=443,
+            )
+            says = f"IPv{gateway.version} of {what} between its machines, by br_netfilter"
+            yield Sample(says, port.name, build(asks))
 
 
 def _mac(scene: Scene, device: str) -> str:

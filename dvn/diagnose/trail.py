@@ -28,6 +28,9 @@ class _Facts(Surroundings):
     def kind(self, device: str) -> str:
         return self._devices[device].kind if device in self._devices else ""
 
+    def mac(self, device: str) -> str:
+        return self._devices[device].mac if device in self._devices else ""
+
     def mss(self, device: str, version: int) -> int:
         mtu = self._devices[device].mtu if device in self._devices else 1500
         return mtu - (40 if version == 4 else 60)

@@ -2,7 +2,7 @@
 
 All follow one pattern, so that a new kind is one value and one driver and nothing else changes: a
 frozen value with the key the kernel knows it by; the same key with another value is changed in
-place. `PACKED` of linux.py has the drivers of what route netlink carries, and is what to write for
+place. `PACKED` of makers.py has the drivers of what route netlink carries, and is what to write for
 a kind of which there are thousands: a plan sends their requests many at a time, among those of
 links and addresses. `DRIVERS` has the others, which write by themselves.
 """

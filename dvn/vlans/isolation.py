@@ -95,8 +95,13 @@ _KNOWN = (
     ),
 )
 
+# br_netfilter shows them to conntrack, which holds fragments back until they are whole, and to
+# everybody's NAT: not what is untracked (nf_defrag_ipv4.c, nf_conntrack_core.c). What the kernel
+# calls `host` here is for the gateway's own MAC address (br_handle_frame).
+ONLY_BRIDGED = NftRule.of("meta pkttype != host notrack", "only bridged: no connection of ours")
 _FRAME = (
     NftRule.of("jump checks", "all of it"),
+    ONLY_BRIDGED,
     NftRule.of("meta mark set 0", "the mark is nobody's again"),
 )
 _CHECKS = (

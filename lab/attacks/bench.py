@@ -29,7 +29,7 @@ from lab.attacks.fence import Fence, one_cpu, receiver
 from lab.attacks.wire import RAW4, RAW6, Sightings, Wires, delivered, sender, watch
 from lab.host import Host
 from lab.hosts import Lab
-from lab.net import build
+from lab.net import SWITCH, build
 from lab.rtnl import Netlink, set_up
 
 _SIOCSIFHWADDR, _ARPHRD_ETHER = 0x8924, 1
@@ -126,6 +126,7 @@ class Bench:
             if not self._warm:
                 self._acquaint(self._wires, chosen)
             self._forget_flows()
+            self._forget_places()
             self._wires.discard()
             for phase in Phase:
                 # Of each case the first frame, then the second: a handshake keeps its order.
@@ -218,6 +219,12 @@ class Bench:
     def _forget_flows(self) -> None:
         """Connections of an earlier run would let this one's packets pass as replies."""
         self._gateway().inside(_flush_conntrack, namespaces=linux.CLONE_NEWNET)
+
+    def _forget_places(self) -> None:
+        """Who lied to the site's switch about its MAC address would get, there, what this run
+        sends to the one it lied about."""
+        if "vlan" in self.features:
+            self.hosts["tor"].run("ip", "link", "set", "dev", SWITCH, "type", "bridge", "fdb_flush")
 
 
 def rounds(cases: Iterable[Case], phase: Phase) -> list[list[Shot]]:

@@ -5,6 +5,9 @@ that is a process. So what computes for itself is as fast as outside (QEMU that 
 inside, above all: in the emulated VM that is two emulations, and no use), and what calls the
 kernel all the time is not: a fork takes 25 ms. There is one CPU.
 
+Each page that a program inside touches is a mapping of a process outside, and those are limited
+(vm.max_map_count, 65530 unless raised: 256 MiB); a program that needs more is killed.
+
 Debian's own package has no nf_tables for IPv4 and no connection tracking zones, so it is built
 from Debian's source, which takes some minutes once (lab/kernel/uml.config says with what).
 Sources: Documentation/virt/uml/user_mode_linux_howto_v2.rst of the kernel.
@@ -38,6 +41,7 @@ _STEP_LIMIT_S = 3600.0
 _BOOT_S = 60.0  # that the command's own limit is not about
 _ENDED = "dvn-uml: the command ended with "
 _WATCHED_S = 0.3
+_MAPPINGS = 500_000  # 2 GiB in one program
 
 # The machine's files, read-only; what is written to these goes to memory.
 _INIT = """\
@@ -119,6 +123,12 @@ def run(
     if os.geteuid() != 0:
         raise KernelError("user-mode Linux reads this machine's files as its root: run it as root")
     image = kernel()
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if limit < _MAPPINGS:
+        sys.stderr.write(
+            f"lab.kernel: programs inside that touch more than {limit * 4 // 1024} MiB are killed: "
+            f"sysctl vm.max_map_count={_MAPPINGS} would let them\n"
+        )
     given = {**(os.environ if env is None else env), MARK: "uml"}
     with tempfile.TemporaryDirectory(prefix="dvn-uml-") as name:
         init = Path(name) / "init"

@@ -12,6 +12,7 @@ from lab.attacks.bench import Bench
 from lab.attacks.case import Case
 from lab.attacks.siege import besiege
 from lab.attacks.store import kept
+from lab.host import Host
 from lab.hosts import Lab
 from lab.kernel import FEATURES
 
@@ -70,3 +71,30 @@ def test_with_filters_broken_the_suite_fails(bench: Bench, cases: tuple[Case, ..
     assert not verdict.holds
     assert {leak.case.attack for leak in verdict.leaks} == set(BROKEN.values())
     assert verdict.missed == {}
+
+
+@pytest.mark.long
+def test_with_br_netfilter_it_is_the_same(bench: Bench, cases: tuple[Case, ...]) -> None:
+    """As on hosts with Docker or Kubernetes: bridged frames meet the rules for routed packets as
+    well, conntrack and IP's own opinion of them. Nothing leaks, and nothing honest is lost."""
+    gateway = bench.hosts["gw"]
+    gateway.run("modprobe", "br_netfilter", check=False)
+    _show_to_ip(gateway, True)
+    bench.apply()
+    try:
+        verdict = besiege(bench, cases)
+        (rule,) = change.find(bench.apply(), "only bridged")
+        bench.apply(lambda state: change.without(state, rule))
+        fragments = [case for case in cases if "in fragments" in case.name]
+        without = besiege(bench, fragments)
+    finally:
+        _show_to_ip(gateway, False)
+        bench.apply()
+    assert [f"{leak.case.name}: {leak.places}" for leak in verdict.leaks] == []
+    assert verdict.missed == {}
+    assert without.missed, "the control: conntrack keeps fragments where it sees them"
+
+
+def _show_to_ip(host: Host, on: bool) -> None:
+    switches = "/proc/sys/net/bridge/bridge-nf-call-*"
+    host.script(f"for each in {switches}; do echo {int(on)} >$each; done")

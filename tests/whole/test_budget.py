@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 LIMIT = Decimal("1.00")
+GRAIN = Decimal("0.001")  # the lab rounds each machine's bill at its own price
 TYPE = "c5.large"
 SLOW = {  # an emulated machine with little to run on: what is late here is not broken
     "boot_timeout": "400s",
@@ -162,10 +163,10 @@ def test_the_budget_is_never_exceeded_kills_included(poor: Story, tariff: Tariff
 
     # At every moment: what was spent and set aside, and so what the cloud charged.
     assert all(look.counted <= LIMIT for look in auditor.looks), worst(auditor)
-    assert all(look.bill <= look.counted for look in auditor.looks), worst(auditor)
+    assert all(look.bill <= look.counted + GRAIN for look in auditor.looks), worst(auditor)
     last = auditor.look()
     assert last.reserved == 0
-    assert last.bill <= last.spent <= LIMIT, "settled is never less than the bill"
+    assert last.bill - GRAIN <= last.spent <= LIMIT, "settled is never less than the bill"
     left = poor.leftovers()
     assert (left.instances, left.nodes, left.leases) == (0, 0, 0)
 

@@ -154,6 +154,18 @@ def test_a_rule_of_others_that_drops_our_traffic_is_named(
         assert any(f.health is Health.FAIL and says in f.words for f in found), found
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_br_netfilter_shows_to_a_rule_that_drops_it_is_named(site: Site, shown: bool) -> None:
+    """Docker's own: what is not its own is not forwarded (`iptables -P FORWARD DROP`)."""
+    walker = planned_walker(site)
+    switch = "net/bridge/bridge-nf-call-iptables"
+    scene = replace(walker.scene, sysctls={**walker.scene.sysctls, switch: str(int(shown))})
+    docker = parse_listing(FOREIGN % ("forward", "drop", "oifname wan0 accept")).tables
+    found = [*check_rules(site, Ruleset((*walker.ruleset.tables, *docker)), scene)]
+    between = [f for f in found if "IPv4 of cms/farm between its machines" in f.words]
+    assert bool(between) == shown, found
+
+
 def test_a_rule_that_is_not_understood_is_a_warning(site: Site) -> None:
     walker = planned_walker(site)
     others = parse_listing(FOREIGN % ("forward", "accept", 'xt match "conntrack" drop')).tables
