@@ -188,8 +188,10 @@ def _know(gateway: Host, stations: tuple[Station, ...]) -> None:
         lines += [
             f"ip neighbour replace {one.four} lladdr {one.mac} dev {device} nud permanent",
             # The host has no IPv6 where the network has none.
-            f"[ $(cat /proc/sys/net/ipv6/conf/{device}/disable_ipv6) = 1 ] || "
-            f"ip neighbour replace {one.six} lladdr {one.mac} dev {device} nud permanent",
+            (
+                f"[ $(cat /proc/sys/net/ipv6/conf/{device}/disable_ipv6) = 1 ] || "
+                f"ip neighbour replace {one.six} lladdr {one.mac} dev {device} nud permanent"
+            ),
         ]
         if device != one.enters:
             lines.append(f"bridge fdb replace {one.mac} dev {port} master static")
