@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 # What differs from one run to the next, or is a count.
@@ -43,7 +44,9 @@ def state_here() -> dict[str, Any]:
         "links": sorted(map(_text, links)),
         "addresses": sorted(map(_text, addresses)),
         "routing": sorted(map(_text, routing)),
-        "nft": sorted(_text(_sorted(rule)) for rule in rules if "metainfo" not in rule),
+        "nft": sorted(
+            _text(each) for rule in rules if "metainfo" not in rule for each in _apart(rule)
+        ),
     }
 
 
@@ -72,12 +75,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _sorted(rule: Any) -> Any:
-    """A set's elements in one order."""
-    for body in rule.values():
-        if isinstance(body, dict) and isinstance(body.get("elem"), list):
-            body["elem"] = sorted(body["elem"], key=_text)
-    return rule
+def _apart(rule: Any) -> Iterator[Any]:
+    """A set without its elements, and each of them by itself: a difference is to be one of them,
+    not thousands."""
+    for kind, body in rule.items():
+        elements = body.pop("elem", ()) if isinstance(body, dict) else ()
+        yield {kind: body}
+        if isinstance(elements, list):
+            name = f"{body.get('family')} {body.get('table')} {body.get('name')}"
+            yield from ({"of": name, "element": element} for element in elements)
 
 
 def _text(value: Any) -> str:
