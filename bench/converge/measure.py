@@ -14,7 +14,7 @@ from bench.converge import converging, drifting, paths, peers, restart, standin
 from bench.converge.content import make_site
 from bench.converge.journal import Journal
 from bench.converge.space import in_space
-from bench.converge.states import differences
+from bench.converge.states import differences, reversed_by_nft
 from lab.kernel import missing_features
 
 # What each place that measures says of itself.
@@ -117,6 +117,10 @@ def _converging(wanted: Wanted, journal: Journal) -> None:
             found["by_size"][str(number)] = each
         if label != "100":
             found[f"cold_ratio_{label}"] = _ratio(row["ours"]["cold"], row["theirs"]["cold"])
+            # The same content indeed: ours sets the links' sysctls, too.
+            theirs = row["theirs"]
+            settled = [a + b for a, b in zip(theirs["cold"], theirs["sysctls"], strict=True)]
+            found[f"cold_settings_ratio_{label}"] = _ratio(row["ours"]["cold"], settled)
             # Until all of it is there; ours then looks whether it is, which ip and nft do not.
             found[f"cold_writing_ratio_{label}"] = _ratio(
                 row["ours"]["cold_writing"], row["theirs"]["cold"]
@@ -157,14 +161,19 @@ def _at(size: int, runs: int, journal: Journal) -> dict[str, Any]:
             "ip and nft": theirs[-1]["cold"],
         }
         journal.say(f"cold start of {size} networks", seconds)
-    unlike = differences(ours[0].pop("state"), theirs[0].pop("state"))
+    own, other = ours[0].pop("state"), theirs[0].pop("state")
+    wrong = reversed_by_nft(own, other)
+    unlike = differences(own, other)
     if unlike:
         raise RuntimeError("the end states differ:\n" + "\n".join(unlike))
-    if theirs[0]["left"]:
+    if len(theirs[0]["left"]) != 2 * wrong:  # each away, and the right one there
         raise RuntimeError(f"what ip and nft made is not what was wanted: {theirs[0]['left']}")
+    if wrong:
+        journal.say(f"nft -f stored {wrong} elements with their bytes the wrong way round")
     once = ours[0]
     return {
         "same_end_state": True,
+        "reversed_by_nft": wrong,
         "ours": {
             "cold": [row["cold"] for row in ours],
             **{
@@ -177,7 +186,7 @@ def _at(size: int, runs: int, journal: Journal) -> dict[str, Any]:
             "cold": [row["cold"] for row in theirs],
             "ip": [row["ip"] for row in theirs],
             "nft": [row["nft"] for row in theirs],
-            "sysctls": theirs[0]["sysctls"],
+            "sysctls": [row["sysctls"] for row in theirs],
             "reads": once["reads"],
         },
     }

@@ -12,6 +12,8 @@ from rich.table import Table
 TARGETS: tuple[tuple[str, str, str, float], ...] = (
     ("cold_ratio_1000", "cold converge, middle size / ip -batch + nft -f", "<", 0.95),
     ("cold_ratio_4000", "cold converge, large size / ip -batch + nft -f", "<", 0.95),
+    ("cold_settings_ratio_1000", "the same beside ip + nft + sysctl", "", 0.0),
+    ("cold_settings_ratio_4000", "the same, large size", "", 0.0),
     ("cold_writing_ratio_1000", "of that the writes alone, not verified", "", 0.0),
     ("cold_writing_ratio_4000", "the same, large size", "", 0.0),
     ("growth_4000_1000", "cold converge, large / middle size", "<", 5.0),

@@ -50,6 +50,29 @@ def state_here() -> dict[str, Any]:
     }
 
 
+def reversed_by_nft(ours: dict[str, Any], theirs: dict[str, Any]) -> int:
+    """Elements whose number `nft -f` put into the kernel with its bytes the wrong way round.
+
+    nft 1.0.6 does so with a few in thousands of `mark . prefix` (2 of 4,000, always the same); ours
+    packs its elements itself, and reads the same from the kernel as it wrote. They are taken out
+    of both states: what is left is to be equal.
+    """
+    gone = set(theirs["nft"]) - set(ours["nft"])
+    found = 0
+    for text in sorted(set(ours["nft"]) - set(theirs["nft"])):
+        row = json.loads(text)
+        parts = row["element"].get("concat", ()) if isinstance(row.get("element"), dict) else ()
+        if not parts or not isinstance(parts[0], int):
+            continue
+        number = int.from_bytes(parts[0].to_bytes(4, "little"), "big")
+        other = _text({**row, "element": {"concat": [number, *parts[1:]]}})
+        if other in gone:
+            ours["nft"].remove(text)
+            theirs["nft"].remove(other)
+            found += 1
+    return found
+
+
 def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
     found = []
     for key in one:

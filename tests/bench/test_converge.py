@@ -13,7 +13,7 @@ import pytest
 from bench.converge.content import make_site, with_another_nat, with_one_more
 from bench.converge.journal import Journal
 from bench.converge.script import script_of
-from bench.converge.states import differences
+from bench.converge.states import differences, reversed_by_nft
 from dvn.compile import compile_site
 from dvn.known import difference
 from dvn.spec import check_site
@@ -46,6 +46,23 @@ def test_states_that_differ_are_told() -> None:
     same = {"links": ["a"], "nft": ["b"]}
     assert differences(same, same) == []
     assert differences(same, {"links": ["a"], "nft": ["c"]}) == ["only ours: b", "only theirs: c"]
+
+
+def test_what_nft_itself_gets_wrong_is_counted_and_nothing_else_forgiven() -> None:
+    def element(number: int, prefix: str = "10.5.24.0") -> str:
+        value = {"concat": [number, {"prefix": {"addr": prefix, "len": 24}}]}
+        return json.dumps({"element": value, "of": "bridge dvn-bench prefix4"}, sort_keys=True)
+
+    def states(*theirs: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        return {"nft": [element(1), element(0x27FED4D2)]}, {"nft": [element(1), *theirs]}
+
+    ours, theirs = states(element(0xD2D4FE27))
+    assert reversed_by_nft(ours, theirs) == 1
+    assert differences(ours, theirs) == []
+    for wrong in (element(0xD2D4FE27, "10.5.25.0"), element(0xD2D4FE28)):
+        ours, theirs = states(wrong)
+        assert reversed_by_nft(ours, theirs) == 0
+        assert len(differences(ours, theirs)) == 2
 
 
 def test_a_measurement_that_is_stopped_has_said_what_it_saw(tmp_path: Path) -> None:
