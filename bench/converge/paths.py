@@ -150,22 +150,18 @@ def _filled(gateway: Host, count: int) -> int:
         kernel = LinuxKernel()
         state = Engine(kernel).compiled(site)
         names = {link.name for link in state.links if link.alias.endswith("t0/n0")}
+        others = {link.name for link in state.links} - names
         own = replace(
             state,
             links=tuple(link for link in state.links if link.name in names),
             addresses=tuple(a for a in state.addresses if a.link in {*names, UNDERLAY}),
-            sysctls=tuple(s for s in state.sysctls if _about(s.key, names)),
+            sysctls=tuple(s for s in state.sysctls if others.isdisjoint(s.key.split("/"))),
             things=tuple(thing for thing in state.things if thing.link in names),
         )
         kernel.carry_out(diff(KernelState(), own).steps)
         return sum(len(each.elements) for table in own.tables for each in table.sets)
 
     return gateway.inside(fill)
-
-
-def _about(key: str, names: set[str]) -> bool:
-    parts = set(key.split("/"))
-    return bool(parts & names) or not any(part.startswith(("b-", "r-", "v-")) for part in parts)
 
 
 def _with_port(site: Site) -> Site:
