@@ -84,7 +84,7 @@ def _drifts(wanted: Wanted, journal: Journal) -> None:
 def _paths(wanted: Wanted, journal: Journal) -> None:
     """Needs a full kernel: the hosts are the lab's."""
     many = 10_000 if wanted.runs > 1 else 100
-    seconds = 2.0 if wanted.runs > 1 else 0.5
+    seconds = 2 if wanted.runs > 1 else 1
     nat = paths.nat_paths(10, many, wanted.runs, seconds)
     journal.say("the packet path with few and with many NAT entries")
     journal.keep({"nat_path_ratio": min(nat["tcp_ratio"], nat["udp_ratio"]), "nat_paths": nat})

@@ -28,7 +28,7 @@ sysctl -q -w net.ipv4.conf.all.rp_filter=0
 """
 
 
-def nat_paths(few: int, many: int, runs: int, seconds: float) -> dict[str, Any]:
+def nat_paths(few: int, many: int, runs: int, seconds: int) -> dict[str, Any]:
     """TCP bit/s and small UDP packets/s through two gateways that differ in the number of NAT
     entries alone, in turn."""
     found: dict[str, Any] = {"few": few, "many": many}
@@ -47,7 +47,7 @@ def nat_paths(few: int, many: int, runs: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-def tunnel_paths(runs: int, seconds: float) -> dict[str, Any]:
+def tunnel_paths(runs: int, seconds: int) -> dict[str, Any]:
     """The same between two hosts on one cable: plain, through gretap, through WireGuard."""
     with Lab() as lab:
         hosts = build(lab, _two_hosts())
@@ -72,7 +72,7 @@ class _Pair:
         self.client, self.server, self.address = client, server, address
 
 
-def _in_turn(rows: dict[str, _Pair], runs: int, seconds: float) -> dict[str, Any]:
+def _in_turn(rows: dict[str, _Pair], runs: int, seconds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _ in range(runs):
         for name, pair in rows.items():
@@ -81,19 +81,19 @@ def _in_turn(rows: dict[str, _Pair], runs: int, seconds: float) -> dict[str, Any
     return found
 
 
-def _tcp(pair: _Pair, seconds: float) -> float:
+def _tcp(pair: _Pair, seconds: int) -> float:
     """bit/s that arrived."""
     end = _iperf(pair, seconds)["end"]
     return float(end["sum_received"]["bits_per_second"])
 
 
-def _udp(pair: _Pair, seconds: float) -> float:
+def _udp(pair: _Pair, seconds: int) -> float:
     """Packets/s that arrived."""
     end = _iperf(pair, seconds, "-u", "-l", str(_SMALL), "-b", "0")["end"]["sum"]
     return float((end["packets"] - end["lost_packets"]) / end["seconds"])
 
 
-def _iperf(pair: _Pair, seconds: float, *options: str) -> Any:
+def _iperf(pair: _Pair, seconds: int, *options: str) -> Any:
     with _server(pair.server):
         argv = ("iperf3", "-J", "-c", pair.address, "-t", str(seconds), *options)
         for _attempt in range(20):
@@ -156,7 +156,7 @@ def _filled(gateway: Host, count: int) -> int:
             links=tuple(link for link in state.links if link.name in names),
             addresses=tuple(a for a in state.addresses if a.link in {*names, UNDERLAY}),
             sysctls=tuple(s for s in state.sysctls if others.isdisjoint(s.key.split("/"))),
-            things=tuple(thing for thing in state.things if thing.link in names),
+            things=tuple(thing for thing in state.things if thing.link not in others),
         )
         kernel.carry_out(diff(KernelState(), own).steps)
         return sum(len(each.elements) for table in own.tables for each in table.sets)
