@@ -16,6 +16,7 @@ from dvn.kernel.diff import diff
 from dvn.kernel.linux import LinuxKernel
 from dvn.kernel.state import KernelState
 from dvn.spec import Port, Site
+from lab import linux
 from lab.host import Host
 from lab.hosts import Lab
 from lab.net import build
@@ -161,7 +162,8 @@ def _filled(gateway: Host, count: int) -> int:
         kernel.carry_out(diff(KernelState(), own).steps)
         return sum(len(each.elements) for table in own.tables for each in table.sets)
 
-    return gateway.inside(fill)
+    # Not into its process ids: after that no thread starts, and many steps take one.
+    return gateway.inside(fill, namespaces=linux.CLONE_NEWNET | linux.CLONE_NEWNS)
 
 
 def _with_port(site: Site) -> Site:

@@ -24,6 +24,7 @@ _PATIENCE_S = 600.0
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUPS = (1, 5, 7, 8, 9, 11, 19)  # RTNLGRP_* of links, addresses, routes, rules
+_SO_RCVBUFFORCE, _ROOM = 33, 64 << 20  # thousands of links are announced at once
 _PING_S = 0.02
 _FIRST = 9
 
@@ -37,6 +38,7 @@ def restart(count: int) -> dict[str, Any]:
             applied(site)
             answered = _ping(machine)
             events = _Events()
+            events.count()  # until what the kernel still had to say of the making is said
         begin = time.perf_counter()  # the first was killed
         with agent():
             again = applied(site)
@@ -132,6 +134,7 @@ class _Events:
         route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         nft = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         for sock, groups in ((route, _GROUPS), (nft, (_NFNLGRP_NFTABLES,))):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
             sock.bind((0, 0))
             for group in groups:
                 sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
