@@ -222,8 +222,10 @@ def _foreign_names(site: Site, host: Host, devices: Iterable[Device]) -> Iterato
 def _foreign_slots(site: Site, host: Host, devices: Iterable[Device]) -> Iterator[Problem]:
     taken = {
         link.slot: link
-        for link in host.links.values()
-        if link.slot and (not link.ours or link.site not in ("", site.site))
+        for owner, links in host.links_by_site.items()
+        if owner not in ("", site.site)
+        for link in links
+        if link.slot
     }
     for device, slot, path in devices:
         link = taken.get(slot) if slot else None

@@ -407,6 +407,14 @@ class Host:
             found.setdefault(site, set()).add(number)
         return {site: frozenset(numbers) for site, numbers in found.items()}
 
+    @cached_property
+    def links_by_site(self) -> Mapping[str | None, tuple[HostLink, ...]]:
+        """Looked through once, not at each change of one network; None: those that are not ours."""
+        found: dict[str | None, list[HostLink]] = {}
+        for link in self.links.values():
+            found.setdefault(link.site if link.ours else None, []).append(link)
+        return {site: tuple(links) for site, links in found.items()}
+
     def others_numbers(self, site: str) -> frozenset[int]:
         """Those of our other sites."""
         others = (numbers for name, numbers in self.numbers_by_site.items() if name != site)

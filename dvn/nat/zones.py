@@ -290,7 +290,7 @@ _SETS = {name: NftSet(name, kind, interval=interval) for name, kind, interval in
 
 def _foreign(host: Host) -> Iterator[str]:
     """Bridges of others: what br_netfilter shows of their frames is not forwarded by us."""
-    return (link.name for link in host.links.values() if link.kind == "bridge" and not link.ours)
+    return (link.name for link in host.links_by_site.get(None, ()) if link.kind == "bridge")
 
 
 def _site_set(name: str, kind: str, private: tuple[Prefix, ...], more: Iterable[Prefix]) -> NftSet:
