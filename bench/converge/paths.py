@@ -100,7 +100,8 @@ def _iperf(pair: _Pair, seconds: int, *options: str) -> Any:
         for _attempt in range(20):
             done = pair.client.run(*argv, check=False, timeout=60)
             answer = json.loads(done.stdout or "{}")
-            if done.returncode == 0:
+            # Without its sums an answer is no measurement: the server's never came.
+            if done.returncode == 0 and {"sum", "sum_received"} & answer.get("end", {}).keys():
                 return answer
             time.sleep(0.2)  # the server is not there yet
     raise RuntimeError(f"iperf3: {answer.get('error')}")
