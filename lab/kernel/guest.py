@@ -32,9 +32,9 @@ them.
 """
 
 # host -> guest
-EXEC, STDIN, STDIN_END, SIGNAL, WINSIZE, FETCH = range(1, 7)
+EXEC, STDIN, STDIN_END, SIGNAL, WINSIZE, FETCH, PING, TELL = range(1, 9)
 # guest -> host
-READY, STDOUT, STDERR, TAKEN, EXIT, ENTRY, DATA, FETCHED = range(16, 24)
+READY, STDOUT, STDERR, TAKEN, EXIT, ENTRY, DATA, FETCHED, PONG = range(16, 25)
 
 CHUNK = 64 * 1024
 
@@ -78,6 +78,29 @@ def _power_off() -> None:
     with open("/proc/sysrq-trigger", "w") as trigger:
         trigger.write("b")  # QEMU runs with -no-reboot: a reboot ends it, faster than ACPI does
     time.sleep(60)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read().strip()
+    except OSError:  # it has ended since
+        return ""
+
+
+def processes() -> str:
+    """A line for each program: its number, its parent's, its state, where in the kernel it waits,
+    what it is; below those that nothing can wake, the kernel's stack (proc(5))."""
+    lines = ["  PID  PPID S WAITS IN             COMMAND"]
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        words = _read(f"/proc/{pid}/cmdline").replace("\0", " ")
+        state = _read(f"/proc/{pid}/stat").rpartition(") ")[2].split()
+        if words and state:
+            waits = _read(f"/proc/{pid}/wchan")
+            lines.append(f"{pid:5} {state[1]:>5} {state[0]} {waits:20} {words[:160]}")
+            if state[0] == "D":
+                lines += ["      " + line for line in _read(f"/proc/{pid}/stack").splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 class Command:
@@ -253,6 +276,10 @@ class Agent:
             self._command = Command(order)
         elif kind == FETCH:
             self._fetch(json.loads(payload))
+        elif kind == PING:
+            self.send(PONG)
+        elif kind == TELL:
+            self.send(STDERR, processes().encode()[:LARGEST])
         elif command is None:
             return
         elif kind == STDIN:

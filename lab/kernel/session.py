@@ -22,12 +22,14 @@ from types import FrameType
 
 from lab.kernel import guest
 from lab.kernel.errors import KernelError
+from lab.kernel.pulse import Pulse
 
 TIMED_OUT = 124
 """Exit status of a command that used up its time (as timeout(1) has it)."""
 GRACE = 10.0
 """Seconds between the polite and the deadly signal at a time limit."""
 
+DEADLY = (signal.SIGTERM, signal.SIGKILL)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -55,6 +57,7 @@ class Session:
         control: socket.socket,
         feed: Callable[[bytes], list[tuple[int, bytes]]],
         lost: Callable[[], KernelError],
+        stopped: Callable[[str], KernelError],
         *,
         stdin: int | None,
         stdout: int,
@@ -64,6 +67,7 @@ class Session:
         self._control = control
         self._feed = feed
         self._lost = lost
+        self._stopped = stopped
         self._stdin = stdin
         self._sinks = {guest.STDOUT: stdout, guest.STDERR: stderr}
         self._stdout = stdout
@@ -71,10 +75,14 @@ class Session:
         self._outgoing = bytearray()
         self._window = guest.WINDOW
         self._status: int | None = None
-        self._expired = False
+        self._expired = 0
+        self._pulse = Pulse(time.monotonic())
 
     def serve(self, timeout: float | None) -> int:
-        """Until the command ends, or `timeout` seconds after now; its exit status."""
+        """Until the command ends, or `timeout` seconds after now; its exit status.
+
+        Raises KernelError when the machine is lost, has stopped, or cannot end the command.
+        """
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         end = None if timeout is None else time.monotonic() + timeout
@@ -90,13 +98,17 @@ class Session:
                 want = self._stdin is not None and self._window >= guest.CHUNK
                 if want != reading:
                     reading = self._watch_stdin(selector, want)
+                now = time.monotonic()
+                if self._pulse.stopped(now):
+                    raise self._stopped("it does not answer")
+                if self._pulse.ask(now):
+                    self._queue(guest.PING)
+                if end is not None and end <= now:
+                    end = self._expire()
                 mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
                 _watch(selector, self._control, mask)
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    end = self._expire()
-                    continue
-                for key, event in selector.select(left):
+                left = self._pulse.wait(now)
+                for key, event in selector.select(left if end is None else min(left, end - now)):
                     if key.fileobj is self._control:
                         self._exchange(event)
                     elif key.fileobj is wake:
@@ -158,6 +170,8 @@ class Session:
         for kind, payload in self._feed(data):
             if kind in self._sinks:
                 self._deliver(kind, payload)
+            elif kind == guest.PONG:
+                self._pulse.answered(time.monotonic())
             elif kind == guest.TAKEN:
                 self._window += int(payload)
             elif kind == guest.EXIT:
@@ -175,10 +189,12 @@ class Session:
             self._queue(guest.SIGNAL, str(int(signal.SIGPIPE)).encode())
 
     def _expire(self) -> float:
-        """At the time limit: ask, then kill."""
-        number = signal.SIGKILL if self._expired else signal.SIGTERM
-        self._expired = True
-        self._queue(guest.SIGNAL, str(int(number)).encode())
+        """At the time limit: have told what runs, ask, then kill, then give the machine up."""
+        if self._expired == len(DEADLY):
+            raise self._stopped("its command does not end, killed as it is")
+        self._queue(guest.TELL)
+        self._queue(guest.SIGNAL, str(int(DEADLY[self._expired])).encode())
+        self._expired += 1
         return time.monotonic() + GRACE
 
     def _wake(self, wake: socket.socket) -> None:

@@ -28,6 +28,8 @@ from lab.kernel.session import Session, window, write_all
 MARK = "DVN_LAB_KERNEL"
 SHARE = "security_model=none,readonly=on,multidevs=remap"
 SERIAL_KEPT = 64 * 1024
+MONITOR_S = 5.0
+"""How long the monitor, and after it the console, may talk about a machine that has stopped."""
 
 
 def _qemu() -> str:
@@ -72,6 +74,7 @@ class Vm:
         self._boot_timeout = boot_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._monitor: socket.socket | None = None
         self._frames = guest.Frames()
         self._serial = bytearray()
         self._clock_set = False
@@ -105,9 +108,10 @@ class Vm:
             self._process.kill()
             self._process.wait()
             self._process = None
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        for end in (self._control, self._monitor):
+            if end is not None:
+                end.close()
+        self._control = self._monitor = None
 
     def _start(self) -> None:
         began = time.monotonic()
@@ -116,8 +120,12 @@ class Vm:
         ramdisk = image.initramfs(kernel)
         self._control, control_child = socket.socketpair()
         serial, serial_child = socket.socketpair()
+        self._monitor, monitor_child = socket.socketpair()
         append = (
-            "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr audit=0 no_timer_check"
+            # A panic by NMI, with the traces of all processors (64), is how a machine that has
+            # stopped tells where.
+            "console=ttyS0 quiet loglevel=4 panic=-1 unknown_nmi_panic panic_print=64"
+            " mitigations=off nokaslr audit=0 no_timer_check"
             " random.trust_cpu=on rcupdate.rcu_expedited=1"
             f" dvn.agent={Path(guest.__file__).resolve()} dvn.python={guest_python()}"
         )
@@ -135,16 +143,18 @@ class Vm:
             *f"-chardev socket,id=serial,fd={serial_child.fileno()} -serial chardev:serial".split(),
             *("-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=control,fd={control_child.fileno()}"),
+            *("-chardev", f"socket,id=monitor,fd={monitor_child.fileno()}"),
+            *("-mon", "chardev=monitor,mode=readline"),
             *("-device", f"virtserialport,chardev=control,name={guest.PORT_NAME}"),
             *("-virtfs", f"local,path=/,mount_tag=root,{SHARE}"),
         ]
-        with control_child, serial_child:
+        with control_child, serial_child, monitor_child:
             self._process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=serial_child.fileno(),
                 stderr=serial_child.fileno(),
-                pass_fds=(control_child.fileno(), serial_child.fileno()),
+                pass_fds=(control_child.fileno(), serial_child.fileno(), monitor_child.fileno()),
                 process_group=0,  # a Ctrl-C at the terminal is for the command inside, not for QEMU
             )
         threading.Thread(target=self._keep_serial, args=(serial,), daemon=True).start()
@@ -221,6 +231,7 @@ class Vm:
             self._control,
             self._frames.feed,
             self._lost,
+            self._stopped,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -266,6 +277,34 @@ class Vm:
 
     def _lost(self) -> KernelError:
         return KernelError(f"the VM ended before its command did: {self._last_words()}")
+
+    def _stopped(self, how: str) -> KernelError:
+        """The machine runs on, but not its programs: writes to stderr where its processors are."""
+        assert self._monitor is not None
+        self._serial.clear()
+        words = [f"lab.kernel: the VM has stopped: {how}", *self._asked("info registers -a")]
+        words += self._asked("nmi")
+        end = time.monotonic() + MONITOR_S
+        while time.monotonic() < end and b"end Kernel panic" not in self._serial:
+            time.sleep(0.1)
+        words += self._serial.decode(errors="replace").replace("\r", "").splitlines()
+        sys.stderr.write("\n".join(words) + "\n")
+        return KernelError(f"the VM has stopped: {how}")
+
+    def _asked(self, command: str) -> list[str]:
+        """What QEMU's monitor answers, of registers those that say where a processor is."""
+        assert self._monitor is not None
+        self._monitor.settimeout(MONITOR_S)
+        answer = b""
+        try:
+            self._monitor.sendall(command.encode() + b"\n")
+            # A prompt, the command as it is typed, the answer, and the next prompt.
+            while answer.count(b"(qemu) ") < 2:
+                answer += self._monitor.recv(guest.CHUNK) or b"(qemu) " * 2
+        except OSError as error:
+            return [f"monitor, {command}: {error}"]
+        lines = answer.decode(errors="replace").replace("\r", "").splitlines()
+        return [line for line in lines if line.startswith(("CPU#", "RIP", "RSP", "CR0"))]
 
     def _send(self, kind: int, payload: bytes = b"") -> None:
         assert self._control is not None

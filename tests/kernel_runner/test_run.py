@@ -147,7 +147,29 @@ def test_any_failing_part_fails_the_test_run(tmp_path: Path, fails: str, status:
     log = (tmp_path / "log").read_text()
     assert "-m pytest -n " in log
     for part in ("kernel and not whole", "whole"):  # a lane runs also when another failed
-        assert re.search(rf"lab\.kernel --cpus 2 -- \S+ inside {part} ", log), log
+        words = rf"lab\.kernel --cpus 2 --timeout 1800 -- \S+ inside {part} "
+        assert re.search(words, log), log
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "tries"),
+    [((125, 0), 0, 2), ((125, 1), 1, 2), ((125, 125), 1, 2), ((124,), 1, 1), ((1,), 1, 1)],
+)
+def test_a_lane_whose_machine_was_lost_runs_once_more(
+    tmp_path: Path, statuses: tuple[int, ...], status: int, tries: int
+) -> None:
+    shim = tmp_path / "python"
+    count = tmp_path / "count"
+    shim.write_text(
+        f'#!/bin/sh\ncase "$*" in *lab.kernel*"not whole"*) echo >> {count};; *) exit 0;; esac\n'
+        f"set -- {' '.join(map(str, statuses))}\n"
+        f'shift $(($(wc -l < {count}) - 1))\nexit "$1"\n'
+    )
+    shim.chmod(0o755)
+    done = _with_functions(f"python={shim}; test_all")
+    assert done.returncode == status, done.stderr
+    assert count.read_text().count("\n") == tries
+    assert ("was lost" in done.stdout + done.stderr) == (tries == 2)
 
 
 def test_one_after_another_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lab.kernel import KernelError, Vm, find_kernel
+from lab.kernel.pulse import Pulse
 from lab.kernel.vm import MARK
 from tests.kernel_runner.waiting import children, wait_until
 
@@ -202,7 +204,11 @@ def test_nothing_outlives_its_command(shell: Shell) -> None:
 
 @in_one_vm
 def test_time_limit(shell: Shell) -> None:
-    assert shell("sleep", "1000", timeout=0.5)[0] == 124
+    status, _, err = shell("sleep", "1000", timeout=0.5)
+    assert status == 124
+    told = [line.split() for line in err.splitlines() if "sleep 1000" in line]
+    assert told, err
+    assert [told[0][2], *told[0][-2:]] == ["S", "sleep", "1000"]
     assert shell("echo", "still here") == (0, "still here\n", "")
 
 
@@ -309,6 +315,42 @@ def _is_zombie(pid: int) -> bool:
     with suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True
+
+
+STUCK = """
+import os
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+while True:
+    pass
+"""
+
+
+def test_a_vm_that_stops_is_given_up_and_tells_where_it_is(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that lets no other run, not even process 1."""
+    monkeypatch.setattr("lab.kernel.session.Pulse", partial(Pulse, every=1, patience=10))
+    script = 'echo -1 > /proc/sys/kernel/sched_rt_runtime_us; exec /usr/bin/python3 -c "$0"'
+    with Vm(cpus=1, memory_mb=1024) as vm:
+        with pytest.raises(KernelError, match="the VM has stopped: it does not answer"):
+            vm.run(["sh", "-c", script, STUCK], stdin=None)
+        pid = vm.pid
+    assert not Path(f"/proc/{pid}").exists()
+    err = capfd.readouterr().err
+    assert "RIP=" in err
+    assert "Kernel panic - not syncing: NMI" in err
+    assert "Comm: python3" in err
+
+
+def test_an_emulator_that_stops_is_given_up(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.kernel.session.Pulse", partial(Pulse, every=1, patience=3))
+    with Vm(cpus=1, memory_mb=1024) as vm:
+        os.kill(vm.pid, signal.SIGSTOP)
+        with pytest.raises(KernelError, match="the VM has stopped: it does not answer"):
+            vm.run(["true"], stdin=None)
+    assert "monitor, info registers -a: timed out" in capfd.readouterr().err
 
 
 def test_a_vm_that_dies_is_one_clear_line() -> None:
