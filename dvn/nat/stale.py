@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+from dvn import prefixsets
 from dvn.allocate import mark_of, number_of
 from dvn.kernel.conntrack import Flows
 from dvn.kernel.state import Element, KernelState, Vrf
@@ -68,6 +69,19 @@ class _Sets:
     def bridges(self) -> Mapping[str, str]:
         """The bridge of each router."""
         return {link.master: link.name for link in self._state.links if link.master}
+
+    @cached_property
+    def sources(self) -> frozenset[tuple[str, str]]:
+        """(router, prefix) of the networks."""
+        return frozenset(
+            (router, prefixsets.whole(written, version) if usual else written)
+            for version in (4, 6)
+            for name, usual in (
+                (f"sources{version}", False),
+                (prefixsets.exact("sources", version), True),
+            )
+            for router, written in self.of(name)
+        )
 
     def site(self, version: int) -> tuple[str, ...]:
         return tuple(sorted(element[0] for element in self.of(f"site{version}")))
@@ -127,11 +141,7 @@ def _between(
     before: _Sets, router: str, bridge: str, protocol: str = "", port: int = 0
 ) -> Iterator[Flows]:
     """Of a pair of networks: what the one whose `router` it is started to the one of `bridge`."""
-    theirs = {
-        element[1]
-        for element in before.of("sources4") | before.of("sources6")
-        if before.bridges.get(element[0]) == bridge
-    }
+    theirs = {prefix for name, prefix in before.sources if before.bridges.get(name) == bridge}
     own = before.bridges.get(router)
     for version in (4, 6):
         for name, prefix, zone in sorted(before.of(f"peers{version}")):

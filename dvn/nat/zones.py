@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
+from dvn import prefixsets
 from dvn.allocate import mark_of
 from dvn.kernel.state import (
     LINK_GROUP,
@@ -61,11 +62,13 @@ _FORWARD = (
 # another network's.
 _SOURCE = (
     NftRule.of(
-        "meta nfproto ipv4 iifname . ip saddr != @sources4 counter drop",
+        f"meta nfproto ipv4 iifname . {prefixsets.masked('ip saddr', 4)} "
+        f"!= @{prefixsets.exact('sources', 4)} iifname . ip saddr != @sources4 counter drop",
         "a network sends from its own IPv4 prefix only",
     ),
     NftRule.of(
-        "meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop",
+        f"meta nfproto ipv6 iifname . {prefixsets.masked('ip6 saddr', 6)} "
+        f"!= @{prefixsets.exact('sources', 6)} iifname . ip6 saddr != @sources6 counter drop",
         "a network sends from its own IPv6 prefix only",
     ),
     NftRule.of(
@@ -238,10 +241,10 @@ def _network(context: Context, owned: NetworkOf) -> KernelState:
         elements["open"] = both
         for prefix in network.prefix:
             elements.setdefault(f"inside{prefix.version}", set()).add((str(prefix),))
+    for prefix in network.prefix:
+        where, written = prefixsets.place("sources", prefix)
+        elements.setdefault(where, set()).add((router, written))
     for version in (4, 6):
-        elements[f"sources{version}"] = {
-            (router, str(prefix)) for prefix in network.prefix if prefix.version == version
-        }
         elements[f"gateways{version}"] = {
             (router, str(own.ip)) for own in network.gateways() if own.version == version
         }
@@ -280,6 +283,8 @@ _GROWN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("owns", ("ifname", "mark"), False),
     ("sources4", ("ifname", "ipv4_addr"), True),
     ("sources6", ("ifname", "ipv6_addr"), True),
+    (prefixsets.exact("sources", 4), ("ifname", "ipv4_addr"), False),
+    (prefixsets.exact("sources", 6), ("ifname", "ipv6_addr"), False),
     ("gateways4", ("ifname", "ipv4_addr"), False),
     ("gateways6", ("ifname", "ipv6_addr"), False),
     ("services", ("ifname", "inet_proto", "inet_service"), False),

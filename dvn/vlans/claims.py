@@ -5,7 +5,7 @@ Each adds elements of its own and looks at no other; a set never has to know how
 - `members`: all interfaces that may be in our bridges; `network_of`: their network's number.
 - `port_mac`, `port4`, `port6`: (interface, what it is pinned to); `pinned_*`: interfaces that are.
 - `owned_mac`, `owned4`, `owned6`: (network, what one alone may use): the gateway's, and all pins.
-- `prefix4`, `prefix6`: (network, where unpinned ones take their addresses from).
+- `prefix*`: (network, where unpinned ones take their addresses from), as dvn/prefixsets.py has it.
 - `nd_*`: the same as numbers, for fields that nft knows by their place in the packet only.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from dvn import addresses
+from dvn import addresses, prefixsets
 from dvn.kernel.state import Element, KernelState, NftSet, NftTable, table_name
 from dvn.passes import EMPTY, Context, NetworkOf
 from dvn.spec import Tunnel
@@ -39,6 +39,8 @@ SETS: tuple[NftSet, ...] = (
     NftSet("owned6", ("mark", "ipv6_addr")),
     NftSet("prefix4", ("mark", "ipv4_addr"), interval=True),
     NftSet("prefix6", ("mark", "ipv6_addr"), interval=True),
+    NftSet(prefixsets.exact("prefix", 4), ("mark", "ipv4_addr")),
+    NftSet(prefixsets.exact("prefix", 6), ("mark", "ipv6_addr")),
     NftSet("nd_port_mac", ("ifname", "integer"), typeof=f"iifname . {_MAC}"),
     NftSet("nd_owned_mac", ("mark", "integer"), typeof=f"meta mark . {_MAC}"),
     NftSet("nd_port6", ("ifname", "integer"), typeof=f"iifname . {_TARGET}"),
@@ -116,7 +118,8 @@ def _gateway(context: Context, owned: NetworkOf, number: str) -> Iterator[tuple[
     )
     reserved: list[Address] = []
     for prefix, gateway in zip(owned.network.prefix, owned.network.gateways(), strict=True):
-        yield f"prefix{prefix.version}", (number, str(prefix))
+        where, written = prefixsets.place("prefix", prefix)
+        yield where, (number, written)
         reserved += [gateway.ip, prefix.network_address]
         if prefix.version == 4:
             reserved.append(prefix.broadcast_address)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dvn import prefixsets
 from dvn.kernel.state import LINK_GROUP, KernelState, NftChain, NftRule, NftTable, table_name
 from dvn.passes import Context, Pass
 from dvn.vlans import claims
@@ -62,6 +63,11 @@ def _source(field: str, version: int, nobody: str = "") -> tuple[NftRule, ...]:
             f"pinned to other IPv{version} addresses than this",
         ),
         _UPLINK,
+        NftRule.of(
+            f"meta mark . {prefixsets.masked(field, version)} "
+            f"@{prefixsets.exact('prefix', version)} return",
+            "of the network's prefix, of the usual length",
+        ),
         NftRule.of(f"meta mark . {field} @prefix{version} return", "of the network's prefix"),
         NftRule.of("counter drop", f"IPv{version} source outside the network's prefix"),
     )

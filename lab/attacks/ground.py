@@ -60,6 +60,7 @@ class Net:
     remote4: str = ""
     key: int = 0
     services: tuple[str, ...] = ()
+    lengths: tuple[int, int] = (24, 64)  # prefixes of other lengths stand in sets of another kind
 
     @property
     def full(self) -> str:
@@ -88,11 +89,11 @@ class Net:
 
     @property
     def prefix4(self) -> str:
-        return f"10.{self.number}.0.0/24"
+        return f"10.{self.number}.0.0/{self.lengths[0]}"
 
     @property
     def prefix6(self) -> str:
-        return f"fd{self.number:02d}::/64"
+        return f"fd{self.number:02d}::/{self.lengths[1]}"
 
     @property
     def inside(self) -> str:
@@ -108,7 +109,7 @@ NETS: tuple[Net, ...] = (
     Net("red", "lab", 66, ("r3", "r4"), (), False, "198.51.100.11", "2001:db8:1::11"),
     Net(
         "blue", "farm", 2, ("b1", "b2"), (), False, "198.51.100.12", "2001:db8:1::12",
-        103, "disk", "moon", MOON4, 0xB10E,
+        103, "disk", "moon", MOON4, 0xB10E, (), (23, 60),
     ),
     Net("blue", "lab", 3, ("b3", "b4")),
     # The same addresses as red/lab's inside and outside, machine by machine.
@@ -214,7 +215,8 @@ def topology(features: frozenset[str]) -> Topology:
                 continue
             nic = NICS[name]
             routes = {"default": each.gateway4, "::/0": each.gateway6}
-            eth0 = (f"{nic.ip4}/24", f"{nic.ip6}/64", f"{nic.link_local}/64")
+            four, six = each.lengths
+            eth0 = (f"{nic.ip4}/{four}", f"{nic.ip6}/{six}", f"{nic.link_local}/64")
             nodes.append(Machine(name, {"eth0": eth0}, routes, private=_OWN))
             end = f"tor:{name}" if name == each.vlan_machine else f"{GATEWAY}:{port(name)}"
             links.append(Link(f"{name}:eth0", end))

@@ -259,7 +259,8 @@ def test_a_hypervisor_only_bridges() -> None:
     assert {key.split("/")[3] for key in values} == {FARM, tunnel_to("gw")}
     inet = {s.name: s.elements for t in state.tables if t.family == "inet" for s in t.sets}
     assert inet["networks"] == {(FARM,)}
-    grown = ("open", "nat4", "sources4", "gateways4", "services", "zones", "opened4", "accepted")
+    sources = ("sources4", "sources4_24")
+    grown = ("open", "nat4", *sources, "gateways4", "services", "zones", "opened4", "accepted")
     for name in grown:
         assert not inet.get(name), name
     bridge = state.by_name[FARM]
@@ -277,7 +278,7 @@ def test_who_is_in_no_network_reaches_not_even_the_hypervisor(here: str) -> None
         state = compile_site(site, kernel.look("cnaf").host).state
         (sets,) = ({s.name: s.elements for s in t.sets} for t in state.tables if t.family == "inet")
         assert ("vnet7",) in sets["networks"]
-        assert not sets["sources4"]
+        assert not sets["sources4"] | sets["sources4_24"]
 
 
 def test_a_hypervisor_lets_the_gateway_in_by_its_tunnel_alone() -> None:

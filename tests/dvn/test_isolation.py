@@ -96,8 +96,9 @@ def test_what_nobody_else_may_use() -> None:
     assert sets["owned4"] == {(FARM, address) for address in four}
     six = {"fd00:9::", "fd00:9::1", GATEWAY_LOCAL, "fd00:9::3", "fe80::ff:fe00:3"}
     assert sets["owned6"] == {(FARM, address) for address in six}
-    assert sets["prefix4"] == {(FARM, "10.9.0.0/24")}
-    assert sets["prefix6"] == {(FARM, "fd00:9::/64")}
+    assert sets["prefix4_24"] == {(FARM, "10.9.0.0")}
+    assert sets["prefix6_64"] == {(FARM, "fd00:9::")}
+    assert not sets["prefix4"] | sets["prefix6"]
 
 
 def test_who_belongs_in_the_bridge() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 
 from scapy.layers.inet import ICMP
 
@@ -327,7 +328,8 @@ def _gateways(net: Net, version: int, *, ping: bool) -> Iterator[tuple[str, str]
     for address in (*(() if ping else (*mine, *link_local)), *elsewhere, *outside):
         yield address, net.mac
     if version == 4:
-        for address in ("255.255.255.255", net.prefix4.replace("0/24", "255")):
+        broadcast = str(IPv4Network(net.prefix4).broadcast_address)
+        for address in ("255.255.255.255", broadcast):
             yield address, "ff:ff:ff:ff:ff:ff"
         yield "224.0.0.1", multicast_mac("224.0.0.1")
     else:
