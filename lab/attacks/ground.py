@@ -2,15 +2,15 @@
 
     red/farm   r1 r2 r5     VLAN 101 head      tunnel `far` to cloud   open, NAT
     red/lab    r3 r4                           in WireGuard, to none   closed, NAT
-    blue/farm  b1 b2        VLAN 103 disk      tunnel `far` to moon    closed, NAT
+    blue/farm  b1 b2 b9     VLAN 103 disk      tunnel `far` to moon    closed, NAT, /23 and /60
     blue/lab   b3 b4                                                   closed, no NAT
     blue/twin  b5 b6        the addresses of red/lab                   closed, NAT
     blue/open  b7 b8                                                   open, no NAT
 
-    r1..b8 are machines behind ports of the gateway, pinned to their addresses but for r5; head and
-    disk behind its trunk to the switch `tor`; `site` behind ext0; cloud, moon and web (192.0.2.80,
-    also 169.254.169.254) behind the router `internet` on wan0. Two ends of a bare cable show that a
-    frame can be sent and seen.
+    r1..b9 are machines behind ports of the gateway, pinned to their addresses but for r5 and b9;
+    head and disk behind its trunk to the switch `tor`; `site` behind ext0; cloud, moon and web
+    (192.0.2.80, also 169.254.169.254) behind the router `internet` on wan0. Two ends of a bare
+    cable show that a frame can be sent and seen.
 
 Everything has a fixed MAC address, so that frames can be made before there is any host.
 """
@@ -108,7 +108,7 @@ NETS: tuple[Net, ...] = (
     ),
     Net("red", "lab", 66, ("r3", "r4"), (), False, "198.51.100.11", "2001:db8:1::11"),
     Net(
-        "blue", "farm", 2, ("b1", "b2"), (), False, "198.51.100.12", "2001:db8:1::12",
+        "blue", "farm", 2, ("b1", "b2"), ("b9",), False, "198.51.100.12", "2001:db8:1::12",
         103, "disk", "moon", MOON4, 0xB10E, (), (23, 60),
     ),
     Net("blue", "lab", 3, ("b3", "b4")),

@@ -48,7 +48,7 @@ tenants:
   cms:
     networks:
       farm:
-        prefix: [10.9.0.0/24, "fd00:9::/64"]
+        prefix: [10.9.0.0/24, "fd00:9::/64", 10.19.0.0/23, "fd00:19::/60"]
         vlan: {id: 101, uplink: lan0}
         ports:
         - {interface: pinned, mac: 02:00:00:00:00:01, address: [10.9.0.3, 10.9.0.4, "fd00:9::3"]}
@@ -58,6 +58,7 @@ tenants:
 OWN_MAC, FREE_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 OWN, OWN_TOO, OWN6, OWN_LOCAL = "10.9.0.3", "10.9.0.4", "fd00:9::3", "fe80::ff:fe00:1"
 FREE, FREE6, FREE_LOCAL = "10.9.0.77", "fd00:9::77", "fe80::77"
+WIDE, WIDE6 = "10.19.1.77", "fd00:19:0:9::77"  # of prefixes that are not of the usual length
 NEIGHBOUR, NEIGHBOUR6 = "10.9.0.50", "fd00:9::50"
 GATEWAY, GATEWAY6 = "10.9.0.1", "fd00:9::1"
 ELSEWHERE, ELSEWHERE6 = "192.0.2.7", "2001:db8::7"
@@ -95,6 +96,7 @@ def claims(gateway_mac: str, gateway_local: str) -> Iterator[Claim]:
     yield Claim("a link-local nobody has", "pinned", OWN_MAC, OWN, "fe80::1234", True)
     yield Claim("another of the prefix", "pinned", OWN_MAC, FREE, FREE6, False)
     yield Claim("any of the prefix", "free", FREE_MAC, FREE, FREE6, True)
+    yield Claim("any of an unusual prefix", "free", FREE_MAC, WIDE, WIDE6, True)
     yield Claim("outside the prefix", "free", FREE_MAC, ELSEWHERE, ELSEWHERE6, False, True)
     yield Claim("outside the prefix", "pinned", OWN_MAC, ELSEWHERE, ELSEWHERE6, False)
     yield Claim("pinned to another port", "free", FREE_MAC, OWN, OWN6, False)

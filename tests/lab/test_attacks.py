@@ -78,7 +78,7 @@ def test_every_way_in_attacks_every_other_network_by_every_protocol() -> None:
         for case in whole()
         if case.attack == "tenant-to-tenant"
     )
-    attackers = {"r1", "r5", "head", "cloud", "r3", "b1", "disk", "moon", "b3", "b5", "b7"}
+    attackers = {"r1", "r5", "head", "cloud", "r3", "b1", "b9", "disk", "moon", "b3", "b5", "b7"}
     assert {attacker for attacker, _family, _net in found} == attackers
     assert {(family, count) for (_a, family, _net), count in found.items()} == {(4, 15), (6, 11)}
     twins = 2  # they cannot even name each other
