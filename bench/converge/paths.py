@@ -75,8 +75,8 @@ class _Pair:
 
 def _in_turn(rows: dict[str, _Pair], runs: int, seconds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for _ in range(runs):
-        for name, pair in rows.items():
+    for number in range(runs):
+        for name, pair in sorted(rows.items(), reverse=bool(number % 2)):
             found.setdefault(f"{name}_tcp", []).append(_tcp(pair, seconds))
             found.setdefault(f"{name}_udp", []).append(_udp(pair, seconds))
     return found
