@@ -60,6 +60,7 @@ class HtCondorJoin:
             features=features[1:],
             cores=lease.cores,
             memory_mb="{memory_mb}",
+            address=lease.address,
         )
         memory = usable_memory_mb(lease.memory_mb)
         text = text.replace("{memory_mb}", str(memory))
@@ -101,8 +102,10 @@ def machine_config(
     cores: int,
     memory_mb: int | str,
     heartbeat: timedelta = _HEARTBEAT,
+    address: str = "",
 ) -> str:
-    """condor_config of a borrowed machine: one partitionable slot; memory in MiB."""
+    """condor_config of a borrowed machine: one partitionable slot; memory in MiB. address: the only
+    one that its daemons listen on and tell the pool."""
     seconds = int(heartbeat.total_seconds())
     told = {NODE: node, POOL: partition, FEATURES: ",".join(features)}
     lines = [
@@ -112,6 +115,8 @@ def machine_config(
         f"FILESYSTEM_DOMAIN = {domain}",
         "TRUST_UID_DOMAIN = True",
         "SOFT_UID_DOMAIN = True",
+        # Else a machine with two interfaces may tell the pool the one that is its cloud's.
+        *([f"NETWORK_INTERFACE = {address}"] if address else []),
         f"NUM_CPUS = {cores}",
         f"MEMORY = {memory_mb}",
         "SLOT_TYPE_1 = 100%",

@@ -12,22 +12,27 @@ JOB_COMPLETIONS = "/var/log/slurm/jobcomp.log"
 # Slurm 22.05 on a machine with cgroup v2 and no systemd ends at start without this (and without a
 # /sys/fs/cgroup/system.slice). CgroupPlugin=disabled exists from 24.11 on only.
 CGROUP_CONF = "CgroupAutomount=no\nIgnoreSystemd=yes\n"
+CGROUP_CONF_24 = "CgroupPlugin=disabled\n"
 
 
 @dataclass(frozen=True)
 class User:
-    """An ordinary user of the farm; the home directory is on the shared file system."""
+    """An ordinary user of the farm; the home directory is on the shared file system. gid 0: its uid
+    is its group's number too."""
 
     name: str
     uid: int
+    gid: int = 0
 
     @property
     def passwd(self) -> str:
-        return f"{self.name}:x:{self.uid}:{self.uid}:lab user:/home/{self.name}:/bin/bash"
+        return (
+            f"{self.name}:x:{self.uid}:{self.gid or self.uid}:lab user:/home/{self.name}:/bin/bash"
+        )
 
     @property
     def group(self) -> str:
-        return f"{self.name}:x:{self.uid}:"
+        return f"{self.name}:x:{self.gid or self.uid}:"
 
 
 @dataclass(frozen=True)

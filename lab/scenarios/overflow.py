@@ -40,7 +40,7 @@ from burst.providers.base import LaunchRequest
 from lab.farm.gridengine import GridEngineCell
 from lab.farm.ground import NETWORK, RealGround
 from lab.farm.htcondor import HtCondorPool
-from lab.farm.trixie import SlurmTrixie
+from lab.farm.realslurm import SlurmTrixie
 
 FARMS: dict[str, Callable[[], RealGround]] = {
     "htcondor": HtCondorPool,

@@ -39,6 +39,14 @@ def test_a_condor_machine_takes_only_what_is_routed_to_it_and_retires_in_peace()
     )
 
 
+def test_a_condor_machine_is_known_by_its_address_in_the_tunnel() -> None:
+    """It has two, and the pool can reach only this one."""
+    asked = lease()
+    bundle = condor().bundle(asked, ("burst-cms",))
+    text = next(f for f in bundle.files if "config.d" in f.path).content.decode()
+    assert f"NETWORK_INTERFACE = {asked.address}\n" in text
+
+
 def test_a_condor_bundle_keeps_its_token_to_root() -> None:
     bundle = condor().bundle(lease(), ("burst-cms",))
     token = next(file for file in bundle.files if "tokens.d" in file.path)

@@ -9,7 +9,7 @@ import pytest
 from lab.farm.gridengine import GridEngineCell
 from lab.farm.ground import RealGround
 from lab.farm.htcondor import HtCondorPool
-from lab.farm.trixie import SlurmTrixie
+from lab.farm.realslurm import SlurmBookworm, SlurmTrixie
 from lab.scenarios.overflow import FARMS, play
 from tests.burst.lrms.contract import LrmsContract
 
@@ -53,6 +53,19 @@ class TestSlurm(LrmsContract):
     def ground(self, slurm: SlurmTrixie) -> Iterator[RealGround]:
         yield slurm
         slurm.clear()
+
+
+@pytest.fixture(scope="module")
+def older_slurm() -> Iterator[SlurmBookworm]:
+    with SlurmBookworm() as cluster:
+        yield cluster
+
+
+class TestSlurm2205(LrmsContract):
+    @pytest.fixture
+    def ground(self, older_slurm: SlurmBookworm) -> Iterator[RealGround]:
+        yield older_slurm
+        older_slurm.clear()
 
 
 @pytest.mark.parametrize("name", FARMS)

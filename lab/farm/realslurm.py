@@ -1,15 +1,16 @@
-"""A real Slurm 24.11 cluster (Debian trixie) on lab hosts, for the contract suite."""
+"""Real Slurm clusters on lab hosts, 24.11 (Debian trixie) and 22.05 (bookworm), for the contract
+suite."""
 
 from __future__ import annotations
 
 import os
 
 from burst.lrms.slurm import Slurm
-from lab.farm.config import Timing, Worker
+from lab.farm.config import CGROUP_CONF_24, Timing, Worker
 from lab.farm.config import slurm_conf as make_conf
 from lab.farm.ground import ADDRESSES, USER, WAIT, RealGround
 from lab.farm.htcondor import TREE
-from lab.farm.trees import TreeHost
+from lab.farm.trees import Tree, TreeHost
 
 _MUNGED = """\
 mkdir -p /run/munge /var/log/munge /var/lib/munge /etc/munge
@@ -28,8 +29,8 @@ pkill -9 slurmctld || true
 """
 
 
-class SlurmTrixie(RealGround):
-    tree = TREE
+class RealSlurm(RealGround):
+    cgroup_conf: str
     local = "batch"
     burst = "burst-cms"
     patience_s = 90.0
@@ -54,7 +55,7 @@ class SlurmTrixie(RealGround):
             return
         host.write("/etc/munge/munge.key", self._key, 0o400)
         host.write("/etc/slurm/slurm.conf", self._conf)
-        host.write("/etc/slurm/cgroup.conf", "CgroupPlugin=disabled\n")
+        host.write("/etc/slurm/cgroup.conf", self.cgroup_conf)
         host.script(_MUNGED + _DIRECTORIES + "touch /root/.prepared")
 
     def start_head(self) -> None:
@@ -105,3 +106,15 @@ class SlurmTrixie(RealGround):
         return self.head.run(
             "sh", "-c", "sinfo -N -l; squeue; tail -n 25 /var/log/slurm/slurmctld.log"
         ).stdout
+
+
+class SlurmTrixie(RealSlurm):
+    tree = TREE
+    cgroup_conf = CGROUP_CONF_24
+
+
+class SlurmBookworm(RealSlurm):
+    tree = Tree("bookworm", ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2", "procps"))
+    # Of the two kinds of cgroups, the one that does nothing until a plugin asks for it: the machine
+    # may have both, which 22.05 takes for an error.
+    cgroup_conf = "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
