@@ -1,5 +1,5 @@
 """A real Grid Engine cell of a whole site: qmaster, names and /home on the head, execution hosts,
-and the commands on the gateway, which is an administrative host.
+and the commands on the gateway, an administrative and (for qalter) submit host.
 
 The hosts have the files of `lab.farm.gridengine.TREE`, but for the gateway.
 """
@@ -117,7 +117,9 @@ class GridEngineSite:
         owner = clients.account(TREE, DAEMON_USER)
         gateway.inside(lambda: machine.put_users((*self.users, owner)))
         gateway.inside(lambda: machine.put_users(self.users, root=INNER))
-        self.head.script(f"qconf -ah {gateway.name}; qconf -am {DAEMON_USER} || true")
+        self.head.script(
+            f"qconf -ah {gateway.name}; qconf -as {gateway.name}; qconf -am {DAEMON_USER} || true"
+        )
         head = self._addresses[self.head.name]
         names.serve(self.head, head, gateway, self._addresses[gateway.name])
 

@@ -6,14 +6,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from burst.lrms.base import Lrms
+from burst.lrms.base import Lrms, LrmsUnavailable
 from burst.lrms.command import Result, Runner
 from burst.model import Farm
 from lab.farm.trees import Tree, TreeHost, tree_host
-from lab.host import LabError
+from lab.host import CommandTimeoutError, LabError
 from lab.hosts import Lab
 
 NETWORK = "10.77.0"
@@ -119,6 +120,7 @@ class RealGround(ABC):
         for each in self.hosts.values():
             each.write("/etc/hosts", text)
         host.write("/etc/hostname", f"{name}\n")
+        host.write("/etc/resolv.conf", "")  # else names are asked of servers out of reach
         host.write(WAIT_PATH, WAIT, 0o755)
         host.script(
             f"useradd -m -u {UID} {USER} 2>/dev/null || true\n"
@@ -127,8 +129,14 @@ class RealGround(ABC):
         return host
 
     def runner(self, user: str = "root", env: dict[str, str] | None = None) -> Runner:
-        def run(argv: Sequence[str], given: str, timeout: object) -> Result:
-            done = self.head.run(*argv, user=user, env=env, input=given, timeout=60, check=False)
+        def run(argv: Sequence[str], given: str, timeout: timedelta) -> Result:
+            limit = timeout.total_seconds()
+            try:
+                done = self.head.run(
+                    *argv, user=user, env=env, input=given, timeout=limit, check=False
+                )
+            except CommandTimeoutError as error:  # as the runner of production says it
+                raise LrmsUnavailable(f"{argv[0]}: no answer in {limit:g} s") from error
             return Result(done.returncode, done.stdout, done.stderr)
 
         return run

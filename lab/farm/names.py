@@ -1,5 +1,5 @@
 """The site's name service, for batch systems that find nodes by name only: a line "add NAME
-ADDRESS" to a port of the head, and its /etc/hosts says so.
+ADDRESS" to a port of the head, and its /etc/hosts says so; likewise on the gateway.
 
 At a site this is its DNS; the lab's gateway calls `command` as it would call nsupdate(1).
 """
@@ -10,7 +10,7 @@ from lab.host import Host
 
 PORT = 5300
 COMMAND = "/run/farm-dns"  # on the gateway
-_PROGRAM = "/usr/local/sbin/farm-dnsd"
+_PROGRAM = "/run/farm-dnsd"
 # A later machine may have the same address, or the same name, as one before it.
 _SERVER = """\
 import pathlib, socket, sys
@@ -31,16 +31,23 @@ while True:
 _CLIENT = """\
 #!/bin/bash
 set -eu
-exec 3<>/dev/tcp/ADDRESS/PORT
-echo "$1 $2 $3" >&3
-read -r -t 20 said <&3
-[ "$said" = done ] || { echo "the name service says: $said" >&2; exit 1; }
+for server in ADDRESS 127.0.0.1; do
+  exec 3<>/dev/tcp/$server/PORT
+  echo "$1 $2 $3" >&3
+  read -r -t 20 said <&3
+  [ "$said" = done ] || { echo "the name service says: $said" >&2; exit 1; }
+done
 """
 
 
 def serve(head: Host, address: str, gateway: Host, gateway_address: str) -> None:
     """Start it on the head, for the gateway alone, and put the gateway's command in its place."""
-    head.write(_PROGRAM, _SERVER)
-    head.spawn("/usr/bin/python3", "-I", "-S", _PROGRAM, address, str(PORT), gateway_address)
+    # The gateway's own resolver is asked as well: qconf(1) looks names up before it sends them.
+    for host, own, peer in (
+        (head, address, gateway_address),
+        (gateway, "127.0.0.1", "127.0.0.1"),
+    ):
+        host.write(_PROGRAM, _SERVER)
+        host.spawn("/usr/bin/python3", "-I", "-S", _PROGRAM, own, str(PORT), peer)
     text = _CLIENT.replace("ADDRESS", address).replace("PORT", str(PORT))
     gateway.write(COMMAND, text, 0o755)
