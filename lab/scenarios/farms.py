@@ -23,7 +23,7 @@ from lab.scenarios import site, work
 
 USERS = ("alice", "bob")
 _ACCOUNTS = tuple(User(name, FIRST_UID + n) for n, name in enumerate(USERS))
-_ADDRESSES = {"head": site.HEAD, **site.WORKERS, "gw1": "10.9.0.1"}
+ADDRESSES = {"head": site.HEAD, **site.WORKERS, "gw1": "10.9.0.1"}
 
 
 class Farm(Protocol):
@@ -60,7 +60,7 @@ def _slurm(
         [hosts[name] for name in site.WORKERS],
         submit_hosts=[hosts["gw1"]],
         users=USERS,
-        addresses=_ADDRESSES,
+        addresses=ADDRESSES,
         timing=Timing(),
         clients=clients,
         **settings,
@@ -73,13 +73,13 @@ def _slurm_trixie(hosts: Mapping[str, Host]) -> AbstractContextManager[Any]:
 
 def _htcondor(hosts: Mapping[str, Host]) -> AbstractContextManager[Any]:
     workers = [hosts[name] for name in site.WORKERS]
-    return HtCondorSite(hosts["head"], workers, hosts["gw1"], users=_ACCOUNTS, addresses=_ADDRESSES)
+    return HtCondorSite(hosts["head"], workers, hosts["gw1"], users=_ACCOUNTS, addresses=ADDRESSES)
 
 
 def _gridengine(hosts: Mapping[str, Host]) -> AbstractContextManager[Any]:
     workers = [hosts[name] for name in site.WORKERS]
     return GridEngineSite(
-        hosts["head"], workers, hosts["gw1"], users=_ACCOUNTS, addresses=_ADDRESSES
+        hosts["head"], workers, hosts["gw1"], users=_ACCOUNTS, addresses=ADDRESSES
     )
 
 
