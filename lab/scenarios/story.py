@@ -125,7 +125,14 @@ class Story:
             self.cloud = self._stack.enter_context(LabCloud(self.lab, self.internet, root=root))
             self.place = self._rent_account()
             farm.result()
-        user = self.kind.batch.daemon_user
+        user = self.kind.batch.daemon_user  # whom the farm may have made
+        key, secret = next(iter(self.cloud.credentials.items()))
+        self.gw1.write(
+            site.CREDENTIALS,
+            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n",
+            mode=0o400,
+            owner=user,
+        )
         if isinstance(self.farm, SlurmFarm):
             self.gw1.write(site.MUNGE_KEY, self.farm.munge_key, mode=0o400, owner=user)
         self.gw1.script(f"install -d -o {user} -m 0700 /var/lib/dvn")
@@ -140,13 +147,6 @@ class Story:
     def _rent_account(self) -> site.CloudPlace:
         """What a site administrator does once by hand: a VPC, a subnet, a security group."""
         account = self.cloud.bootstrap(gateway=f"{site.GATEWAY}/32", gre=self._gre_allowed)
-        key, secret = next(iter(self.cloud.credentials.items()))
-        self.gw1.write(
-            site.CREDENTIALS,
-            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n",
-            mode=0o400,
-            owner=self.kind.batch.daemon_user,
-        )
         return site.CloudPlace(
             endpoint=self.cloud.endpoint,
             region=self.cloud.region,
