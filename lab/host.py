@@ -1,5 +1,6 @@
 """One host of the lab: run, write, listen and power off inside its namespaces (see lab.hosts)."""
 
+import codecs
 import grp
 import os
 import pwd
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+# The codec of host names: were it first looked for inside a host without our Python (see
+# HostSpec.root), it would be unknown everywhere from then on.
+codecs.lookup("idna")
 
 PRIVATE = (
     "/etc",
@@ -70,7 +74,10 @@ class HostSpec:
     """What a host has. cores in lab cores, None: no limit; memory in MiB, None: no limit.
 
     private: directories of its own; "DIR" starts with the machine's files, "DIR:empty" with none.
-    The rest of the file system is the machine's, read-only.
+    The rest of the file system is the machine's, read-only. root: a directory with another system
+    (lab.farm.trees), whose files the host has instead of the machine's, all of them writable;
+    `private` then only says which directories start empty. shown: directories of the machine that
+    are seen as they are, read-only, also below one of `private`.
     """
 
     name: str
@@ -78,6 +85,8 @@ class HostSpec:
     memory_mb: int | None = None
     private: tuple[str, ...] = PRIVATE
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    shown: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if (

@@ -144,9 +144,10 @@ class Lab:
         memory_mb: int | None = None,
         private: Sequence[str] = PRIVATE,
         sysctls: Mapping[str, str] | None = None,
+        root: Path | None = None,
     ) -> Host:
         """Make a host and start its pid 1. LabError if the kernel or the machine cannot."""
-        return self.add(HostSpec(name, cores, memory_mb, tuple(private), sysctls or {}))
+        return self.add(HostSpec(name, cores, memory_mb, tuple(private), sysctls or {}, root))
 
     def add(self, spec: HostSpec) -> Host:
         """Make the host that spec describes (see host())."""
@@ -164,7 +165,8 @@ class Lab:
             memory_mb=spec.memory_mb,
             private=kinds,
             sysctls={**QUIET_IPV6, **PLAIN_BRIDGES, **spec.sysctls},
-            keep=_kept_paths(),
+            keep=[] if spec.root else [*_kept_paths(), *map(str, spec.shown)],
+            root=str(spec.root) if spec.root else None,
         )
         host = Host(spec, int(answer["pid"]), self)
         self.hosts[spec.name] = host

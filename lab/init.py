@@ -53,6 +53,10 @@ def become_host(
 def _furnish(request: Mapping[str, Any], has_cgroup: bool, upper: Path | None) -> None:
     """The host's file systems. The root is read-only; what is in `private` is the host's own."""
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    if request["root"]:
+        _other_root(request["root"], request["private"], upper)
+        _mount_kernel_views(has_cgroup)
+        return
     with suppress(OSError):
         linux.detach(SCRATCH)  # the keeper's cgroup2 mount
     keep = {path: os.open(path, os.O_PATH) for path in request["keep"] if Path(path).exists()}
@@ -67,8 +71,7 @@ def _furnish(request: Mapping[str, Any], has_cgroup: bool, upper: Path | None) -
             _overlay(path, scratch)
     for path, kind in private.items():
         if kind == "empty":
-            mode = "1777" if path in ("/tmp", "/dev/shm") else "755"
-            linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode={mode}")
+            _empty(path)
     if upper is None:
         linux.detach(SCRATCH)  # the overlays keep it; the host's files are out of others' sight
     linux.mount("none", "/", "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
@@ -78,6 +81,36 @@ def _furnish(request: Mapping[str, Any], has_cgroup: bool, upper: Path | None) -
     if private.get("/run") == "empty":
         Path("/run/lock").mkdir(exist_ok=True)
         Path("/run/lock").chmod(0o1777)
+
+
+def _other_root(root: str, private: Mapping[str, str], upper: Path | None) -> None:
+    """A writable layer over another system's files, in the place of the machine's."""
+    scratch = upper
+    if scratch is None:
+        with suppress(OSError):
+            linux.detach(SCRATCH)  # the keeper's cgroup2 mount
+        linux.mount("tmpfs", SCRATCH, "tmpfs", 0, "mode=755")
+        scratch = Path(SCRATCH)
+    for part in ("upper", "work", "root"):
+        (scratch / part).mkdir()
+    options = f"lowerdir={root},upperdir={scratch / 'upper'},workdir={scratch / 'work'}"
+    linux.mount("overlay", scratch / "root", "overlay", 0, options)
+    linux.mount("/dev", scratch / "root/dev", "", linux.MS_BIND | linux.MS_REC)
+    linux.mount("/proc", scratch / "root/proc", "", linux.MS_BIND)  # until its own is there
+    # As switch_root(8) does; setns(2) enters a namespace at what is mounted on its root last.
+    os.chdir(scratch / "root")
+    linux.mount(".", "/", "", linux.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    for path in (path for path, kind in private.items() if kind == "empty"):
+        Path(path).mkdir(parents=True, exist_ok=True)
+        _empty(path)
+    Path("/run/lock").mkdir(mode=0o1777, parents=True, exist_ok=True)
+
+
+def _empty(path: str) -> None:
+    mode = "1777" if path in ("/tmp", "/dev/shm") else "755"
+    linux.mount("tmpfs", path, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode={mode}")
 
 
 def _overlay(path: str, scratch: Path) -> None:

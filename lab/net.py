@@ -115,8 +115,9 @@ def _spec(node: Node) -> HostSpec:
     if isinstance(node, Switch):
         return HostSpec(node.name)
     forwarding = _FORWARDING if node.forward else {}
+    sysctls = {**forwarding, **node.sysctls}
     return HostSpec(
-        node.name, node.cores, node.memory_mb, node.private, {**forwarding, **node.sysctls}
+        node.name, node.cores, node.memory_mb, node.private, sysctls, node.root, node.shown
     )
 
 

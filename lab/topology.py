@@ -16,6 +16,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lab import rtnl
 from lab.host import PRIVATE
@@ -45,6 +46,8 @@ class Machine:
     forward: bool = False
     private: tuple[str, ...] = PRIVATE
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    shown: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,7 +58,8 @@ class LabCloud:
     """A context manager. `internet` is the lab's internet router; it must forward.
 
     The API and the public addresses come out of `publics`; the router gets a route for each that is
-    in use, the others lead nowhere.
+    in use, the others lead nowhere. root: the files that instances boot from (lab.host.HostSpec);
+    none: the machine's own.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class LabCloud:
         credentials: Mapping[str, str] | None = None,
         clock: Callable[[], datetime] = _utc_now,
         throttler: Throttler | None = None,
+        root: Path | None = None,
     ) -> None:
         self.lab = lab
         self.region = region
@@ -90,7 +93,7 @@ class LabCloud:
         self._timers: list[threading.Timer] = []
         pool = AddressPool(publics, reserved=[address])
         self.fabric = Fabric(lab, internet, publics=publics, find=self._find, clock=clock)
-        self._hypervisor = Hypervisor(lab, self.fabric, self.faults)
+        self._hypervisor = Hypervisor(lab, self.fabric, self.faults, root)
         self.backend = MotoEc2(
             region=region,
             machines=self._hypervisor,
@@ -164,7 +167,7 @@ class LabCloud:
         self.fabric.close()
         self.backend.close()
 
-    def wait_until_ready(self, timeout: float = 300) -> None:
+    def wait_until_ready(self, timeout: float = 900) -> None:
         """Wait until the API answers: moto needs seconds to load. Raises what loading raised."""
         if not self._loaded.wait(timeout):
             raise TimeoutError(f"the lab EC2 was not ready after {timeout:g} s")

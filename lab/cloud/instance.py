@@ -8,6 +8,7 @@ import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from lab.cloud.faults import Faults
 from lab.cloud.machines import Launch
@@ -133,8 +134,9 @@ def _open_button() -> int:
 class Hypervisor:
     """See `lab.cloud.machines.Machines`. A thread looks after each instance."""
 
-    def __init__(self, lab: Lab, fabric: Fabric, faults: Faults) -> None:
+    def __init__(self, lab: Lab, fabric: Fabric, faults: Faults, root: Path | None = None) -> None:
         self._lab = lab
+        self._root = root
         self._fabric = fabric
         self._faults = faults
         self.instances: dict[str, InstanceHost] = {}
@@ -194,6 +196,7 @@ class Hypervisor:
             cores=launch.type.vcpus,
             memory_mb=launch.type.memory_mb,
             private=(*PRIVATE, _STAND_INS),
+            root=self._root,
         )
         instance.host = host
         host.inside(_make_button)

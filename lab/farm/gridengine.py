@@ -3,14 +3,17 @@ host of the site's own in all.q, and borrowed machines in burst.q by a host grou
 
 from __future__ import annotations
 
+import subprocess
+from typing import Protocol
+
 from burst.join.gridengine import machine_script
 from burst.lrms.gridengine import GridEngine
 from lab.farm.ground import USER, WAIT_PATH, RealGround
-from lab.farm.trees import Tree, TreeHost
+from lab.farm.trees import WHOLE, Tree, TreeHost
 
 TREE = Tree(
     "bookworm",
-    ("gridengine-master", "gridengine-exec", "gridengine-client", "iproute2", "procps"),
+    ("gridengine-master", "gridengine-exec", "gridengine-client", *WHOLE),
     seeds=(
         "gridengine-common shared/gridengineconfig boolean true",
         "gridengine-common shared/gridenginecell string default",
@@ -18,23 +21,23 @@ TREE = Tree(
     ),
     broken=("gridengine-master",),  # its daemon is not started in a tree, and it minds
 )
-_ROOT = "/var/lib/gridengine"
+ROOT = "/var/lib/gridengine"
 _SPOOL = "/var/spool/gridengine"
 _CELL = f"""\
 for d in {_SPOOL} {_SPOOL}/qmaster {_SPOOL}/qmaster/job_scripts {_SPOOL}/spooldb \\
-         {_ROOT}/default/common /run/gridengine; do
+         {ROOT}/default/common /run/gridengine; do
   mkdir -p $d; chown sgeadmin:sgeadmin $d
 done
-chown -R sgeadmin:sgeadmin {_ROOT}/default {_SPOOL}
-echo head > {_ROOT}/default/common/act_qmaster
-echo '-q all.q' > {_ROOT}/default/common/sge_request
+chown -R sgeadmin:sgeadmin {ROOT}/default {_SPOOL}
+echo head > {ROOT}/default/common/act_qmaster
+echo '-q all.q' > {ROOT}/default/common/sge_request
 if [ ! -e /root/.initialised ]; then
   rm -rf {_SPOOL}/spooldb/*
   setpriv --reuid=sgeadmin --regid=sgeadmin --clear-groups \\
-    /usr/share/gridengine/scripts/init_cluster {_ROOT} default {_SPOOL}/spooldb sgeadmin
+    /usr/share/gridengine/scripts/init_cluster {ROOT} default {_SPOOL}/spooldb sgeadmin
   touch /root/.initialised
 fi
-SGE_ROOT={_ROOT} SGE_CELL=default sge_qmaster
+SGEROOT={ROOT} SGE_CELL=default sge_qmaster
 """
 _MANAGER = """\
 qconf -as head
@@ -61,6 +64,73 @@ qsort_args         NONE
 """
 
 
+class Machine(Protocol):
+    """A host with the tree's files: `lab.host.Host`, or `lab.farm.trees.TreeHost`."""
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]: ...
+
+    def script(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]: ...
+
+    def write(self, path: str, text: str) -> None: ...
+
+
+def start_qmaster(head: Machine) -> None:
+    """Start it, with a new cell if there is none; `answers` says when it is up."""
+    head.script(_CELL)
+
+
+def answers(head: Machine) -> bool:
+    return (
+        head.run("qconf", "-sql", check=False).returncode in (0, 1)
+        and "qmaster" not in head.run("qconf", "-sh", check=False).stderr
+    )
+
+
+def configure(head: Machine, *, slots: int, lost_s: int) -> None:
+    """Queues all.q and burst.q, each with its host group. lost_s: after so many seconds without a
+    word from a host its jobs are queued again."""
+    for name in ("allhosts", "burst"):
+        head.write(f"/tmp/{name}", f"group_name @{name}\nhostlist NONE\n")
+    head.write("/tmp/pe", _PE)
+    template = head.run("qconf", "-sq").stdout
+    for queue, group in (("all.q", "@allhosts"), ("burst.q", "@burst")):
+        settings = {
+            "qname": queue, "hostlist": group, "slots": str(slots), "rerun": "TRUE",
+            "load_thresholds": "NONE", "pe_list": "smp", "shell_start_mode": "unix_behavior",
+        }  # fmt: skip
+        head.write(f"/tmp/{queue}", _changed(template, settings))
+    sconf = head.run("qconf", "-ssconf").stdout
+    head.write("/tmp/sconf", _changed(sconf, _SCHEDULER))
+    head.script(_MANAGER)
+    conf = head.run("qconf", "-sconf").stdout
+    limit = f"{lost_s // 3600:02}:{lost_s // 60 % 60:02}:{lost_s % 60:02}"
+    quick = {
+        "max_unheard": limit, "load_report_time": "00:00:03", "reschedule_unknown": limit
+    }  # fmt: skip
+    head.write("/tmp/global", _changed(conf.split("\n", 1)[1], quick))
+    head.script("qconf -Mconf /tmp/global; touch /root/.configured")
+
+
+def add_site_node(head: Machine, name: str, slots: int) -> None:
+    """A host of the site's own: of all.q."""
+    head.script(
+        "qconf -ah $1; qconf -aattr hostgroup hostlist $1 @allhosts\n"
+        "qconf -mattr queue slots $2 all.q@$1",
+        name,
+        str(slots),
+    )
+
+
+def client_script() -> str:
+    """Shell lines that make the cell's files on a host that has only the commands."""
+    return machine_script("head", "default", 6444, 6445)
+
+
+def start_execd(host: Machine) -> None:
+    host.script(client_script())
+    host.script(f"SGEROOT={ROOT} SGE_CELL=default sge_execd")
+
+
 class GridEngineCell(RealGround):
     tree = TREE
     local = "all.q"
@@ -73,43 +143,14 @@ class GridEngineCell(RealGround):
 
     def start_head(self) -> None:
         first = not self._started()
-        self.head.script(_CELL)
-        self.head.host.wait_for(
-            lambda: (
-                self.head.run("qconf", "-sql", check=False).returncode in (0, 1)
-                and "qmaster" not in self.head.run("qconf", "-sh", check=False).stderr
-            ),
-            60,
-            what="the qmaster",
-        )
+        start_qmaster(self.head)
+        self.head.host.wait_for(lambda: answers(self.head), 60, what="the qmaster")
         if first:
-            self._configure()
+            configure(self.head, slots=2, lost_s=10)
 
     def _started(self) -> bool:
         found = self.head.run("test", "-e", "/root/.configured", check=False)
         return found.returncode == 0
-
-    def _configure(self) -> None:
-        for name in ("allhosts", "burst"):
-            self.head.write(f"/tmp/{name}", f"group_name @{name}\nhostlist NONE\n")
-        self.head.write("/tmp/pe", _PE)
-        template = self.head.run("qconf", "-sq").stdout
-        for queue, group in (("all.q", "@allhosts"), ("burst.q", "@burst")):
-            settings = {
-                "qname": queue, "hostlist": group, "slots": "2", "rerun": "TRUE",
-                "load_thresholds": "NONE", "pe_list": "smp", "shell_start_mode": "unix_behavior",
-            }  # fmt: skip
-            self.head.write(f"/tmp/{queue}", _changed(template, settings))
-        sconf = self.head.run("qconf", "-ssconf").stdout
-        self.head.write("/tmp/sconf", _changed(sconf, _SCHEDULER))
-        self.head.script(_MANAGER)
-        conf = self.head.run("qconf", "-sconf").stdout
-        quick = {
-            "max_unheard": "00:00:10", "load_report_time": "00:00:03",
-            "reschedule_unknown": "00:00:10",
-        }  # fmt: skip
-        self.head.write("/tmp/global", _changed(conf.split("\n", 1)[1], quick))
-        self.head.script("qconf -Mconf /tmp/global; touch /root/.configured")
 
     def stop_head(self) -> None:
         self.head.script(
@@ -119,18 +160,11 @@ class GridEngineCell(RealGround):
         )
 
     def start_site_node(self) -> None:
-        self.head.script(
-            "qconf -ah node1; qconf -aattr hostgroup hostlist node1 @allhosts\n"
-            "qconf -mattr queue slots 2 all.q@node1"
-        )
-        self._execd(self.hosts["node1"])
+        add_site_node(self.head, "node1", 2)
+        start_execd(self.hosts["node1"])
 
     def start_machine(self, host: TreeHost, node: str, cores: int) -> None:
-        self._execd(host)
-
-    def _execd(self, host: TreeHost) -> None:
-        host.script(machine_script("head", "default", 6444, 6445))
-        host.script(f"SGE_ROOT={_ROOT} SGE_CELL=default sge_execd")
+        start_execd(host)
 
     def submit(self, *, cores: int = 1, held: bool = False, tasks: int = 0) -> list[str]:
         options = ["-terse", "-b", "y", "-N", "hn", "-l", "h_rt=0:20:0", "-o", "/dev/null"]

@@ -8,27 +8,35 @@ from datetime import timedelta
 from burst.join.htcondor import machine_config
 from burst.lrms.htcondor import HtCondor
 from lab.farm.ground import ADDRESSES, USER, WAIT_PATH, RealGround
-from lab.farm.trees import Tree, TreeHost
+from lab.farm.trees import WHOLE, Tree, TreeHost
 
 TREE = Tree(
     "trixie",
-    ("condor", "slurmctld", "slurmd", "slurm-client", "munge", "iproute2", "procps"),
+    ("condor", "slurmctld", "slurmd", "slurm-client", "munge", *WHOLE),
 )
-_DOMAIN = "lab"
-_COMMON = f"""\
-CONDOR_HOST = {ADDRESSES["head"]}
-UID_DOMAIN = {_DOMAIN}
-FILESYSTEM_DOMAIN = {_DOMAIN}
-DEFAULT_DOMAIN_NAME = {_DOMAIN}
+DOMAIN = "lab"
+
+
+def common_config(central_manager: str) -> str:
+    """condor_config of every host of the site's own. central_manager: its address."""
+    return f"""\
+CONDOR_HOST = {central_manager}
+UID_DOMAIN = {DOMAIN}
+FILESYSTEM_DOMAIN = {DOMAIN}
+DEFAULT_DOMAIN_NAME = {DOMAIN}
 TRUST_UID_DOMAIN = True
 NO_DNS = False
 UPDATE_INTERVAL = 5
 MAX_JOB_QUEUE_LOG_ROTATIONS = 1
 """
-_HEAD = f"""{_COMMON}
+
+
+def head_config(address: str) -> str:
+    """Collector, negotiator and schedd; an impatient pool, because the lab's stories are short."""
+    return f"""{common_config(address)}
 DAEMON_LIST = MASTER, COLLECTOR, NEGOTIATOR, SCHEDD
-ALLOW_ADVERTISE_STARTD = condor@{_DOMAIN}, burst@{_DOMAIN}
-ALLOW_ADVERTISE_MASTER = condor@{_DOMAIN}, burst@{_DOMAIN}
+ALLOW_ADVERTISE_STARTD = condor@{DOMAIN}, burst@{DOMAIN}
+ALLOW_ADVERTISE_MASTER = condor@{DOMAIN}, burst@{DOMAIN}
 NEGOTIATOR_INTERVAL = 2
 NEGOTIATOR_MIN_INTERVAL = 1
 NEGOTIATOR_CYCLE_DELAY = 1
@@ -38,10 +46,14 @@ JOB_DEFAULT_LEASE_DURATION = 20
 ALIVE_INTERVAL = 5
 MAX_CLAIM_ALIVES_MISSED = 3
 """
-_SITE_NODE = f"""{_COMMON}
+
+
+def site_node_config(central_manager: str, cores: int, memory_mb: int) -> str:
+    """A node of the site's own: one partitionable slot for any job."""
+    return f"""{common_config(central_manager)}
 DAEMON_LIST = MASTER, STARTD
-NUM_CPUS = 2
-MEMORY = 2000
+NUM_CPUS = {cores}
+MEMORY = {memory_mb}
 SLOT_TYPE_1 = 100%
 SLOT_TYPE_1_PARTITIONABLE = True
 NUM_SLOTS_TYPE_1 = 1
@@ -51,6 +63,8 @@ PREEMPT = False
 KILL = False
 RUNBENCHMARKS = False
 """
+
+
 _QUICK = "RUNBENCHMARKS = False\nALIVE_INTERVAL = 5\n"
 _JOB = f"""\
 executable = {WAIT_PATH}
@@ -68,13 +82,13 @@ class HtCondorPool(RealGround):
     local = "vanilla"
     burst = "burst-cms"
     patience_s = 90.0
-    domain = f".{_DOMAIN}"
+    domain = f".{DOMAIN}"
 
     def adapter(self) -> HtCondor:
         return HtCondor(runner=self.runner())
 
     def start_head(self) -> None:
-        self.head.write("/etc/condor/config.d/90-lab", _HEAD)
+        self.head.write("/etc/condor/config.d/90-lab", head_config(ADDRESSES["head"]))
         self.head.script(
             "mkdir -p -m 700 /etc/condor/passwords.d /etc/condor/tokens.d\n"
             "[ -e /etc/condor/passwords.d/POOL ] || "
@@ -98,14 +112,14 @@ class HtCondorPool(RealGround):
     def start_site_node(self) -> None:
         node = self.hosts["node1"]
         self._token(node, "condor")
-        node.write("/etc/condor/config.d/90-lab", _SITE_NODE)
+        node.write("/etc/condor/config.d/90-lab", site_node_config(ADDRESSES["head"], 2, 2000))
         node.run("condor_master")
 
     def start_machine(self, host: TreeHost, node: str, cores: int) -> None:
         self._token(host, "burst")
         text = machine_config(
             central_manager=ADDRESSES["head"],
-            domain=_DOMAIN,
+            domain=DOMAIN,
             node=node,
             partition=self.burst,
             cores=cores,
@@ -118,7 +132,7 @@ class HtCondorPool(RealGround):
     def _token(self, host: TreeHost, who: str) -> None:
         limits = ["-authz", "ADVERTISE_STARTD", "-authz", "ADVERTISE_MASTER", "-authz", "READ"]
         made = self.head.run(
-            "condor_token_create", "-identity", f"{who}@{_DOMAIN}", "-lifetime", "3600", *limits
+            "condor_token_create", "-identity", f"{who}@{DOMAIN}", "-lifetime", "3600", *limits
         )
         host.script("mkdir -p -m 700 /etc/condor/tokens.d")
         host.write("/etc/condor/tokens.d/dvn", made.stdout, 0o600)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,19 @@ class Files:
     slurm_conf: str
     hosts: str  # /etc/hosts
     users: tuple[User, ...]
+    cgroup_conf: str = CGROUP_CONF
+
+
+def put_users(users: Iterable[User], root: str = "") -> None:
+    """Make accounts known, by a call inside the host; root: of a tree on it."""
+    for path, lines in (
+        (f"{root}/etc/passwd", [user.passwd for user in users]),
+        (f"{root}/etc/group", [user.group for user in users]),
+    ):
+        text = Path(path).read_text()
+        missing = [line for line in lines if f"\n{line.split(':')[0]}:" not in f"\n{text}"]
+        if missing:
+            Path(path).write_text(text.rstrip("\n") + "\n" + "\n".join(missing) + "\n")
 
 
 def prepare(host: Host, files: Files) -> None:
@@ -53,16 +66,9 @@ def prepare(host: Host, files: Files) -> None:
             file.write(files.munge_key)
         shutil.chown(key, "munge", "munge")
         Path("/etc/slurm/slurm.conf").write_text(files.slurm_conf)
-        Path("/etc/slurm/cgroup.conf").write_text(CGROUP_CONF)
+        Path("/etc/slurm/cgroup.conf").write_text(files.cgroup_conf)
         Path("/etc/hosts").write_text(files.hosts)
-        for path, lines in (
-            ("/etc/passwd", [user.passwd for user in files.users]),
-            ("/etc/group", [user.group for user in files.users]),
-        ):
-            text = Path(path).read_text()
-            missing = [line for line in lines if f"\n{line.split(':')[0]}:" not in f"\n{text}"]
-            if missing:
-                Path(path).write_text(text.rstrip("\n") + "\n" + "\n".join(missing) + "\n")
+        put_users(files.users)
         # Slurm 22.05 wants the slice (lab.farm.config.CGROUP_CONF); no cgroup v2: no need.
         slices = Path("/sys/fs/cgroup/system.slice")
         if (slices.parent / "cgroup.controllers").exists():

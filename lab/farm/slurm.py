@@ -15,11 +15,13 @@ from typing import Self
 
 from burst.lrms.command import Result
 from burst.lrms.slurm import Slurm
-from lab.farm import config, jobcomp, machine, nfs
+from lab.farm import clients, config, jobcomp, machine, nfs
 from lab.farm.config import Timing, User, Worker
+from lab.farm.trees import Tree
 from lab.host import Host, LabError
 
 FIRST_UID = 2001  # of the lab's users
+COMMANDS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue")
 
 _SUBMITTED = re.compile(r"Submitted batch job (\d+)")
 
@@ -29,7 +31,8 @@ class SlurmFarm:
 
     addresses: each host's address in the farm's network, by host name; a host not named is asked
     for its own. network: the prefix that may mount /home. The hosts must be linked already; a
-    submit host may get its address later (a gateway's is made by the first `dvn apply`).
+    submit host may get its address later (a gateway's is made by the first `dvn apply`). clients:
+    the tree whose Slurm commands the submit hosts get; none: the machine's own.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class SlurmFarm:
         network: str = "10.9.0.0/24",
         burst_partitions: Sequence[str] = ("burst-cms",),
         timing: Timing | None = None,
+        cgroup_conf: str = config.CGROUP_CONF,
+        clients: Tree | None = None,
     ) -> None:
         self.head = head
         self.workers = tuple(workers)
@@ -53,6 +58,8 @@ class SlurmFarm:
         self._addresses = dict(addresses or {})
         self._partitions = tuple(burst_partitions)
         self._timing = timing or Timing()
+        self._cgroup_conf = cgroup_conf
+        self._clients = clients
         self._joined: list[Host] = []
         self.slurm_conf = ""
 
@@ -89,8 +96,8 @@ class SlurmFarm:
             home = side.submit(nfs.serve, self.head, network=self.network, users=self.users)
             control = side.submit(self._start_head)
             others = [
-                side.submit(self._start_munged, host)
-                for host in (*self.workers, *self.submit_hosts)
+                *(side.submit(self._start_munged, host) for host in self.workers),
+                *(side.submit(self._start_submit_host, host) for host in self.submit_hosts),
             ]
             for started in (home, control, *others):
                 started.result()
@@ -190,6 +197,10 @@ class SlurmFarm:
         except LabError as error:
             raise LabError(f"{error}\n{self.logs()}") from error
 
+    def known_nodes(self) -> set[str]:
+        """Every node of the cluster, whatever its state."""
+        return set(self.head.run("sinfo", "-h", "-N", "-o", "%N").stdout.split())
+
     def nodes_up(self) -> set[str]:
         """The nodes that are up and answer (sinfo(1): --responding)."""
         shown = self.head.run("sinfo", "-h", "-N", "-r", "-o", "%N %T", check=False).stdout
@@ -229,7 +240,8 @@ class SlurmFarm:
 
     def _prepare(self, host: Host) -> None:
         hosts = config.hosts_file(self._addresses)
-        machine.prepare(host, machine.Files(self.munge_key, self.slurm_conf, hosts, self.users))
+        files = machine.Files(self.munge_key, self.slurm_conf, hosts, self.users, self._cgroup_conf)
+        machine.prepare(host, files)
 
     def _start_head(self) -> None:
         self._prepare(self.head)
@@ -240,6 +252,12 @@ class SlurmFarm:
     def _start_munged(self, host: Host) -> None:
         self._prepare(host)
         host.script(machine.MUNGED)
+
+    def _start_submit_host(self, host: Host) -> None:
+        self._start_munged(host)
+        if self._clients is not None:
+            shared = ("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/slurm", "/run/munge")
+            clients.lay(host, self._clients, COMMANDS, shared)
 
     def _start_slurmd(self, host: Host, arguments: str) -> None:
         own = self._addresses[host.name]

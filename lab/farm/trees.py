@@ -22,6 +22,9 @@ from lab.host import Host, LabError
 from lab.hosts import Lab
 from lab.kernel.image import cache_dir
 
+# What a tree needs to be the whole root of a host (lab.host.HostSpec.root): what a cloud image has,
+# and the programs of the farm's file server.
+WHOLE = ("iproute2", "procps", "curl", "python3", "kmod", "nfs-kernel-server")
 ROOT = "/run/tree"  # where the tree is on its host
 _BUILD_LIMIT_S = 1200
 _PRIVATE = ("/etc", "/run:empty", "/tmp:empty")  # the rest of the machine is not used

@@ -20,6 +20,7 @@ from lab.farm import FinishedJob
 from lab.host import LabError
 from lab.scenarios import pictures, report, site, work
 from lab.scenarios.display import Display, Scene, make_display
+from lab.scenarios.farms import KINDS, SLURM, Kind
 from lab.scenarios.story import Story, worker_of
 
 LOCAL = frozenset(site.WORKERS)
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 machines=options.machines,
                 core_share=options.core_share,
                 compare=not options.no_compare,
+                kind=KINDS[options.lrms],
             )
         except LabError as error:
             display.say(f"the story broke off: {error}")
@@ -59,6 +61,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON")
     parser.add_argument(
         "--plots", type=Path, metavar="DIR", help="write timeline.svg and topology.svg there"
+    )
+    parser.add_argument(
+        "--lrms",
+        choices=sorted(KINDS),
+        default=SLURM.name,
+        help="the batch system: Slurm of this Debian, or another, real one (default slurm)",
     )
     parser.add_argument("--jobs", type=int, default=24, help="how many (default 24)")
     parser.add_argument(
@@ -86,24 +94,28 @@ def play(
     machines: int = 4,
     core_share: float = 0.25,
     compare: bool = True,
+    kind: Kind = SLURM,
 ) -> report.Report:
     """The whole story, from an empty lab to the report. LabError when a step did not happen."""
     tasks = work.flash(jobs, size=size)
     right = work.expected(tasks)
-    with Story(core_share=core_share, max_machines=machines, tell=display.say) as story:
+    policy = None if kind is SLURM else site.PATIENT
+    with Story(
+        core_share=core_share, max_machines=machines, kind=kind, policy=policy, tell=display.say
+    ) as story:
         display.say("dvn apply: the tenant's network")
         story.dvn("apply", site.SITE_FILE)
         display.say("dvn gateway run")
         with _phase(story, "daemon up"):
             story.start_daemon()
-        display.say(f"alice submits {jobs} jobs with sbatch")
+        display.say(f"alice submits {jobs} jobs to {kind.name}")
         with _phase(story, "burst"):
             ids = story.submit(tasks)
-            _watch(story, display, ids, timeout=60 + 30 * jobs)
+            _watch(story, display, ids, timeout=300 + 30 * jobs)
         rows = _rows(story, ids, right, story.finished())
         display.say("the queue is empty: idle machines are drained, removed, returned")
         with _phase(story, "return"):
-            story.wait_returned(240)
+            story.wait_returned(400)
         leases = story.leases()
         traffic = story.traffic()
         display.say("dvn destroy: nothing may be left")

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 
+from lab.farm import names
+from lab.host import PRIVATE
 from lab.scenarios import pictures
 from lab.topology import Access, Link, Machine, Router, Switch, Topology, Trunk
 
@@ -27,24 +30,38 @@ CREDENTIALS = "/etc/dvn/aws-credentials"
 MUNGE_KEY = "/etc/dvn/munge.key"
 # Soft: a machine whose tunnel is gone must still be able to die (nfs(5)).
 MOUNT_OPTIONS = "vers=4.2,soft,timeo=100,retrans=2,actimeo=1"
-DAEMON_USER = "slurm"  # SlurmUser: may update every user's jobs
 
 
-def topology() -> Topology:
-    """The site and the internet router; the cloud hangs itself on the router."""
+def topology(root: Path | None = None) -> Topology:
+    """The site and the internet router; the cloud hangs itself on the router.
+
+    root: the files of the farm's hosts (lab.host.HostSpec); none: the machine's own.
+    """
     workers = tuple(
-        Machine(name, {"eth0": f"{address}/24"}, {"default": "10.9.0.1"}, cores=1, memory_mb=1024)
+        Machine(
+            name, {"eth0": f"{address}/24"}, {"default": "10.9.0.1"},
+            cores=1, memory_mb=1024, root=root,
+        )
         for name, address in WORKERS.items()
-    )
+    )  # fmt: skip
+    # Where the commands of another batch system go (lab.farm.clients).
+    private = (*PRIVATE, "/usr/local/bin") if root else PRIVATE
+    shown = (root,) if root else ()  # below /var, and overlays do not stack without end
     return Topology(
         nodes=(
-            Machine("head", {"eth0": f"{HEAD}/24"}, {"default": "10.9.0.1"}),
+            Machine("head", {"eth0": f"{HEAD}/24"}, {"default": "10.9.0.1"}, root=root),
             *workers,
             Switch(
                 "tor",
                 {"head": Access(VLAN), **{n: Access(VLAN) for n in WORKERS}, "gw1": Trunk((VLAN,))},
             ),
-            Machine("gw1", {"wan0": f"{GATEWAY}/24"}, {"default": "198.51.100.254"}),
+            Machine(
+                "gw1",
+                {"wan0": f"{GATEWAY}/24"},
+                {"default": "198.51.100.254"},
+                private=private,
+                shown=shown,
+            ),
             Router("internet", {"site": "198.51.100.254/24"}),
         ),
         links=(
@@ -77,6 +94,14 @@ LAB_POLICY: Mapping[str, object] = {
     "orphan_age": "30s",
 }
 
+# For batch systems whose daemons take their time to start on an emulated processor.
+PATIENT: Mapping[str, object] = {
+    "boot_timeout": "6m",
+    "tunnel_timeout": "5m",
+    "join_timeout": "6m",
+    "lost_timeout": "2m",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class CloudPlace:
@@ -90,6 +115,47 @@ class CloudPlace:
     prices: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the site file says of the batch system. daemon_user: may change every user's jobs."""
+
+    lrms: Mapping[str, object]
+    daemon_user: str
+    partition: str
+    local: tuple[str, ...]
+
+
+SLURM = Batch(
+    {"type": "slurm", "munge_key": MUNGE_KEY, "slurm_conf": "/etc/slurm/slurm.conf"},
+    "slurm",  # SlurmUser
+    "burst-cms",
+    ("batch",),
+)
+
+HTCONDOR = Batch(
+    {
+        "type": "htcondor",
+        "central_manager": HEAD,
+        "domain": "lab",
+        "config": "DEFAULT_DOMAIN_NAME = lab\nRUNBENCHMARKS = False\n",
+    },
+    "condor",
+    "burst-cms",
+    ("vanilla",),
+)
+GRID_ENGINE = Batch(
+    {
+        "type": "gridengine",
+        "qmaster": "head",
+        "qmaster_address": HEAD,
+        "name_command": names.COMMAND,
+    },
+    "sgeadmin",
+    "burst.q",
+    ("all.q",),
+)
+
+
 def site_file(
     cloud: CloudPlace,
     *,
@@ -101,6 +167,7 @@ def site_file(
     users: Sequence[str] = ("alice",),
     spot: str = "no",
     watchdog: str = "3m",
+    batch: Batch = SLURM,
 ) -> str:
     """The site file of the lab, as its administrator would have written it."""
     content = {
@@ -121,7 +188,7 @@ def site_file(
         },
         "gateway": {
             "state": "sqlite:////var/lib/dvn/gateway.sqlite",
-            "user": DAEMON_USER,
+            "user": batch.daemon_user,
             "interval": "1s",
             "answer_timeout": "45s",  # boto3 alone takes long to load on an emulated processor
             "enrol": {
@@ -133,9 +200,7 @@ def site_file(
         },
         "burst": {
             "lrms": {
-                "type": "slurm",
-                "munge_key": MUNGE_KEY,
-                "slurm_conf": "/etc/slurm/slurm.conf",
+                **batch.lrms,
                 "job_users": list(users),
                 "mounts": [f"{HEAD}:/home /home nfs4 {MOUNT_OPTIONS}"],
                 "hosts": {"head": HEAD},
@@ -158,8 +223,8 @@ def site_file(
                     "tenant": "cms",
                     "network": "farm",
                     "provider": "aws",
-                    "partition": "burst-cms",
-                    "from": ["batch"],
+                    "partition": batch.partition,
+                    "from": list(batch.local),
                     "users": list(users),
                     "types": list(types),
                     "max_machines": max_machines,

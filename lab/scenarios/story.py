@@ -24,11 +24,12 @@ from typing import Any, Self
 
 from lab import net, warm
 from lab.cloud import LabCloud
-from lab.farm import FinishedJob, SlurmFarm, Timing
+from lab.farm import FinishedJob, SlurmFarm
 from lab.host import Host, LabError
 from lab.hosts import Lab
 from lab.process import CommandError, told
 from lab.scenarios import site, work
+from lab.scenarios.farms import SLURM, Kind, ids_of
 from lab.scenarios.report import Leftovers, Traffic
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ class Story:
 
     core_share: the part of a real core that every core of the lab gets, on the farm and in the
     cloud alike. tell: called with a line of progress. warm_start: programs of ours start with
-    their libraries loaded (lab/warm.py).
+    their libraries loaded (lab/warm.py). kind: the batch system.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Story:
         prices: Mapping[str, str] | None = None,
         gre_allowed: bool = True,
         warm_start: bool = False,
+        kind: Kind = SLURM,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.phases: dict[str, float] = {}
@@ -68,6 +70,7 @@ class Story:
         self._prices = prices or {"c5.large": "0.1010"}
         self._gre_allowed = gre_allowed
         self._warm_start = warm_start
+        self.kind = kind
         self._tell = tell
         self._stack = ExitStack()
         self._daemon: warm.Process | None = None
@@ -100,9 +103,12 @@ class Story:
         # By an unlimited process: inside a host the loading would count as the host's own work.
         modules = subprocess.Popen(("modprobe", "-a", *MODULES), stderr=subprocess.DEVNULL)
         self._stack.callback(modules.wait)
+        root = None
+        if self.kind.tree is not None:
+            root = self.kind.tree.build(self._tell)
         self._tell("building hosts, links and the internet router")
         self.lab = self._stack.enter_context(Lab(core_share=self._core_share))
-        self.hosts = net.build(self.lab, site.topology())
+        self.hosts = net.build(self.lab, site.topology(root))
         self.gw1, self.head, self.internet = (
             self.hosts[name] for name in ("gw1", "head", "internet")
         )
@@ -113,41 +119,34 @@ class Story:
                 env=self._environment(), log=self._log_file(),
             )  # fmt: skip
         modules.wait()  # what is built in, or missing, shows where it is used
-        self._tell("starting Slurm, munge and NFS on the farm, and the EC2 API in the cloud")
+        self._tell(f"starting {self.kind.name} and NFS on the farm, and the EC2 API in the cloud")
         with ThreadPoolExecutor(1) as side:  # both wait a lot for their own programs to start
             farm = side.submit(self._start_farm)
-            self.cloud = self._stack.enter_context(LabCloud(self.lab, self.internet))
+            self.cloud = self._stack.enter_context(LabCloud(self.lab, self.internet, root=root))
             self.place = self._rent_account()
             farm.result()
-        self.gw1.write(site.MUNGE_KEY, self.farm.munge_key, mode=0o400, owner=site.DAEMON_USER)
-        self.gw1.script(f"install -d -o {site.DAEMON_USER} -m 0700 /var/lib/dvn")
+        user = self.kind.batch.daemon_user  # whom the farm may have made
+        key, secret = next(iter(self.cloud.credentials.items()))
+        self.gw1.write(
+            site.CREDENTIALS,
+            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n",
+            mode=0o400,
+            owner=user,
+        )
+        if isinstance(self.farm, SlurmFarm):
+            self.gw1.write(site.MUNGE_KEY, self.farm.munge_key, mode=0o400, owner=user)
+        self.gw1.script(f"install -d -o {user} -m 0700 /var/lib/dvn")
         self.write_site_file()
         if self._warm_start:
             warm.wait_ready(self._on_gw1(WARM_SOCKET), 300)
         self.phases["lab up"] = time.monotonic() - began
 
     def _start_farm(self) -> None:
-        self.farm = self._stack.enter_context(
-            SlurmFarm(
-                self.head,
-                [self.hosts[name] for name in site.WORKERS],
-                submit_hosts=[self.gw1],
-                users=("alice", "bob"),
-                addresses={"head": site.HEAD, **site.WORKERS, "gw1": "10.9.0.1"},
-                timing=Timing(),
-            )
-        )
+        self.farm = self._stack.enter_context(self.kind.farm(self.hosts))
 
     def _rent_account(self) -> site.CloudPlace:
         """What a site administrator does once by hand: a VPC, a subnet, a security group."""
         account = self.cloud.bootstrap(gateway=f"{site.GATEWAY}/32", gre=self._gre_allowed)
-        key, secret = next(iter(self.cloud.credentials.items()))
-        self.gw1.write(
-            site.CREDENTIALS,
-            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n",
-            mode=0o400,
-            owner=site.DAEMON_USER,
-        )
         return site.CloudPlace(
             endpoint=self.cloud.endpoint,
             region=self.cloud.region,
@@ -163,6 +162,7 @@ class Story:
             "policy": self._policy,
             "budget": self._budget,
             "period": self._period,
+            "batch": self.kind.batch,
             **changes,
         }
         self.gw1.write(site.SITE_FILE, site.site_file(self.place, **settings))
@@ -260,23 +260,25 @@ class Story:
     def submit(
         self, tasks: Sequence[work.Task], user: str = "alice", *, minutes: int = 10
     ) -> list[str]:
-        """Submit one batch job for each task as an ordinary user; the ids sbatch printed."""
+        """Submit one batch job for each task as an ordinary user; the ids it was told."""
         self.directories += 1
         home, directory = f"/home/{user}", f"{work.RESULTS}-{self.directories}"
         self.head.script('mkdir -p "$1"', f"{home}/{directory}", user=user)
         for task in tasks:
-            text = work.script(task, directory=directory, minutes=minutes)
+            text = work.script(
+                task, directory=directory, minutes=minutes, dialect=self.kind.dialect
+            )
             self.head.write(f"{home}/{directory}/{task.index:03d}.sh", text, owner=user)
         said = self.head.script(
-            'cd "$1"; for job in *.sh; do sbatch --parsable --chdir="$2" "$job"; done',
+            f'cd "$1"; for job in *.sh; do {self.kind.submit}; done',
             f"{home}/{directory}",
             home,
             user=user,
             timeout=60 + 30 * len(tasks),
         ).stdout
-        ids = said.split()
+        ids = ids_of(said)
         if len(ids) != len(tasks):
-            raise LabError(f"sbatch: {len(tasks)} jobs submitted, it printed {said!r}")
+            raise LabError(f"{len(tasks)} jobs submitted, but told {said!r}")
         self.tasks.update(zip(ids, sorted(tasks, key=lambda task: task.index), strict=True))
         return ids
 
@@ -324,18 +326,17 @@ class Story:
         )
 
     def leftovers(self, leases: Sequence[Mapping[str, Any]] | None = None) -> Leftovers:
-        """Counted where each thing would be: EC2, Slurm, the kernel of gw1, the store.
+        """Counted where each thing would be: EC2, the batch system, the kernel of gw1, the store.
 
         leases: the API's last answer, when the daemon does not run any more.
         """
         leases = self.leases() if leases is None else leases
-        nodes = self.head.run("sinfo", "-h", "-N", "-o", "%N").stdout.split()
         links = json.loads(self.gw1.run("ip", "-j", "link").stdout)
         tables = json.loads(self.gw1.run("nft", "-j", "list", "tables").stdout)["nftables"]
         living = [lease for lease in leases if lease["state"] not in ("gone", "failed")]
         return Leftovers(
             instances=len(self.cloud.leftovers()),
-            nodes=len(set(nodes) - set(site.WORKERS)),
+            nodes=len(self.farm.known_nodes() - set(site.WORKERS)),
             links=sum(str(link.get("ifalias", "")).startswith("dvn:") for link in links),
             nft_tables=sum("table" in entry for entry in tables),
             leases=len(living),

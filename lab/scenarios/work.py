@@ -13,6 +13,21 @@ RESULTS = "results"  # directory in the user's home, on the shared file system
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a batch script says to its batch system, and a job is told by it."""
+
+    directives: str  # lines of the script; {name} is the job's, {minutes} its limit
+    job_id: str  # an expression of the shell
+
+
+SLURM = Dialect(
+    "#SBATCH --job-name={name}\n#SBATCH --ntasks=1 --cpus-per-task=1 --time={minutes}\n"
+    "#SBATCH --output=/dev/null\n",
+    "$SLURM_JOB_ID",
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Count the primes in [start, stop)."""
 
@@ -33,19 +48,20 @@ def flash(count: int, *, size: int, first: int = 1_000_000) -> tuple[Task, ...]:
     return tuple(Task(i, first + i * size, first + (i + 1) * size) for i in range(count))
 
 
-def script(task: Task, *, directory: str = RESULTS, minutes: int = 10) -> str:
+def script(
+    task: Task, *, directory: str = RESULTS, minutes: int = 10, dialect: Dialect = SLURM
+) -> str:
     """The batch script: nothing but `sh` and the system's Python; its time limit is `minutes`.
 
     The result is written to a temporary name and renamed, so that a job killed half way leaves no
     half result; the file also says on which host it was made and by which job.
     """
     target = f'"$HOME/{directory}/count-{task.index:03d}.txt"'
+    directives = dialect.directives.format(name=f"primes-{task.index:03d}", minutes=minutes)
     return f"""#!/bin/sh
-#SBATCH --job-name=primes-{task.index:03d}
-#SBATCH --ntasks=1 --cpus-per-task=1 --time={minutes}
-#SBATCH --output=/dev/null
-set -eu
-/usr/bin/python3 -I -S - {task.start} {task.stop} > {target}.$SLURM_JOB_ID <<'PROGRAM'
+{directives}set -eu
+job={dialect.job_id}
+/usr/bin/python3 -I -S - {task.start} {task.stop} > {target}.$job <<'PROGRAM'
 import sys
 start, stop = int(sys.argv[1]), int(sys.argv[2])
 divisors = [2] + [n for n in range(3, int(stop**0.5) + 2, 2)
@@ -62,9 +78,9 @@ for n in range(start, stop):
         count += 1
 print(count)
 PROGRAM
-echo "$SLURM_JOB_ID $(hostname)" >> {target}.$SLURM_JOB_ID
-mv {target}.$SLURM_JOB_ID {target}
-echo "$SLURM_JOB_ID" >> "$HOME/{directory}/runs-{task.index:03d}.log"
+echo "$job $(hostname)" >> {target}.$job
+mv {target}.$job {target}
+echo "$job" >> "$HOME/{directory}/runs-{task.index:03d}.log"
 """
 
 

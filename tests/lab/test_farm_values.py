@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lab.farm import config, jobcomp
+from lab.farm import condorsite, config, gridsite, jobcomp
 
 LINE = (
     "JobId=14 UserId=alice(2001) GroupId=alice(2001) Name=a b=c JobState=COMPLETED "
@@ -77,3 +77,54 @@ def test_users_as_passwd_lines() -> None:
     alice = config.User("alice", 2001)
     assert alice.passwd == "alice:x:2001:2001:lab user:/home/alice:/bin/bash"
     assert alice.group == "alice:x:2001:"
+
+
+ACCOUNTED = (
+    "all.q:wn1:alice:alice:primes-003:7:sge:0:1795341600:1795341603:1795341663:{failed}:0:60:"
+    "59.1:0.2\n"
+)
+
+
+def test_a_line_of_grid_engines_accounting() -> None:
+    (job,) = gridsite.parse("# Version: 8.1.9\n" + ACCOUNTED.format(failed=0))
+    assert (job.id, job.user, job.name, job.state) == ("7", "alice", "primes-003", "COMPLETED")
+    assert job.nodes == "wn1"
+    assert job.started is not None
+    assert (job.started - job.submitted).total_seconds() == 3
+    assert (job.ended - job.started).total_seconds() == 60
+
+
+def test_grid_engines_milliseconds_are_the_same_instants() -> None:
+    seconds = gridsite.parse(ACCOUNTED.format(failed=0))
+    text = ACCOUNTED.format(failed=0)
+    for instant in ("1795341600", "1795341603", "1795341663"):
+        text = text.replace(instant, f"{instant}250")
+    assert gridsite.parse(text) == seconds
+
+
+def test_a_job_that_grid_engine_calls_failed_is_not_completed() -> None:
+    (job,) = gridsite.parse(ACCOUNTED.format(failed=100))
+    assert job.state == "FAILED 100:0"
+
+
+def test_a_line_of_accounting_that_is_still_being_written_waits() -> None:
+    line = ACCOUNTED.format(failed=0)
+    assert len(gridsite.parse(line + line[:40])) == 1
+    with pytest.raises(ValueError, match="only 3 fields"):
+        gridsite.parse("all.q:wn1:alice\n")
+
+
+def test_a_job_of_htcondors_history() -> None:
+    ad = {
+        "ClusterId": 3, "ProcId": 0, "Owner": "alice", "JobStatus": 4, "QDate": 1795341600,
+        "LastRemoteHost": "slot1_1@cms-aws-1.lab", "JobCurrentStartDate": 1795341603,
+        "CompletionDate": 1795341663, "ExitCode": 0, "Arguments": "/home/alice/r/003.sh 3.0",
+    }  # fmt: skip
+    job = condorsite.finished_job(ad)
+    assert (job.id, job.nodes, job.state) == ("3.0", "cms-aws-1", "COMPLETED")
+    assert condorsite.finished_job({**ad, "JobStatus": 3}).state == "REMOVED"
+
+
+def test_a_system_user_keeps_its_groups_number() -> None:
+    assert config.User("sgeadmin", 101, 103).passwd.startswith("sgeadmin:x:101:103:")
+    assert config.User("sgeadmin", 101, 103).group == "sgeadmin:x:103:"

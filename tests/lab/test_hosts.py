@@ -1,6 +1,7 @@
 """Lab hosts: what is theirs is theirs alone, limits hold, and nothing of them stays behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,27 @@ from lab.process import (
 )
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.kernel
+def test_a_host_with_another_systems_files_has_no_others(tmp_path: Path) -> None:
+    """Its root is a layer over the given directory; what it writes, the directory does not get."""
+    for name in ("bin", "dev", "proc", "sys", "tmp", "etc", "run"):
+        (tmp_path / name).mkdir()
+    shutil.copy("/bin/busybox", tmp_path / "bin/busybox")
+    for name in ("sh", "cat", "ls", "hostname"):
+        (tmp_path / "bin" / name).symlink_to("busybox")
+    (tmp_path / "etc/release").write_text("another\n")
+    (tmp_path / "tmp/left").write_text("x")
+    with Lab() as lab:
+        host = lab.host("other", root=tmp_path)
+        assert host.run("cat", "/etc/release").stdout == "another\n"
+        assert host.run("hostname").stdout == "other\n"
+        assert host.run("ls", "/tmp").stdout == "", "a directory of its own"
+        assert "usr" not in host.run("ls", "/").stdout.split()
+        host.write("/etc/release", "changed\n")
+        assert host.read("/etc/release") == "changed\n"
+    assert (tmp_path / "etc/release").read_text() == "another\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,136 @@
+"""The batch systems that the story can be told with, and what differs between them.
+
+python -m lab.scenarios.farms NAME...     makes the trees that they need, where there are none
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lab.farm import FinishedJob, SlurmFarm, Timing, condorsite, gridengine
+from lab.farm.condorsite import HtCondorSite
+from lab.farm.config import CGROUP_CONF_24, User
+from lab.farm.gridsite import GridEngineSite
+from lab.farm.htcondor import TREE as TRIXIE
+from lab.farm.slurm import FIRST_UID
+from lab.farm.trees import Tree
+from lab.host import Host, LabError
+from lab.scenarios import site, work
+
+USERS = ("alice", "bob")
+_ACCOUNTS = tuple(User(name, FIRST_UID + n) for n, name in enumerate(USERS))
+ADDRESSES = {"head": site.HEAD, **site.WORKERS, "gw1": "10.9.0.1"}
+
+
+class Farm(Protocol):
+    """The batch system, up on the hosts head, wn1, wn2 and (its commands) gw1."""
+
+    def finished(self) -> tuple[FinishedJob, ...]:
+        """Every job that has ended, as the batch system recorded it."""
+
+    def known_nodes(self) -> set[str]:
+        """Every node that the batch system knows, whatever its state."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One batch system, and how the story is told with it.
+
+    tree: the files of the farm's hosts and of the cloud's image; None: the machine's own. submit: a
+    shell command that submits the script "$job", to run in the directory "$2", and prints the id.
+    """
+
+    name: str
+    batch: site.Batch
+    dialect: work.Dialect
+    submit: str
+    farm: Callable[[Mapping[str, Host]], AbstractContextManager[Any]]
+    tree: Tree | None = None
+
+
+def _slurm(
+    hosts: Mapping[str, Host], clients: Tree | None = None, **settings: Any
+) -> AbstractContextManager[Any]:
+    return SlurmFarm(
+        hosts["head"],
+        [hosts[name] for name in site.WORKERS],
+        submit_hosts=[hosts["gw1"]],
+        users=USERS,
+        addresses=ADDRESSES,
+        timing=Timing(),
+        clients=clients,
+        **settings,
+    )
+
+
+def _slurm_trixie(hosts: Mapping[str, Host]) -> AbstractContextManager[Any]:
+    return _slurm(hosts, TRIXIE, cgroup_conf=CGROUP_CONF_24)
+
+
+def _htcondor(hosts: Mapping[str, Host]) -> AbstractContextManager[Any]:
+    workers = [hosts[name] for name in site.WORKERS]
+    return HtCondorSite(hosts["head"], workers, hosts["gw1"], users=_ACCOUNTS, addresses=ADDRESSES)
+
+
+def _gridengine(hosts: Mapping[str, Host]) -> AbstractContextManager[Any]:
+    workers = [hosts[name] for name in site.WORKERS]
+    return GridEngineSite(
+        hosts["head"], workers, hosts["gw1"], users=_ACCOUNTS, addresses=ADDRESSES
+    )
+
+
+_CONDOR_SUBMIT = f'condor_submit -terse -append "script=$PWD/$job" {condorsite.SUBMIT_FILE}'
+_GRID_ENGINE_JOB = work.Dialect(
+    "#$ -N {name}\n#$ -S /bin/sh\n#$ -l h_rt=0:{minutes}:0\n#$ -o /dev/null -j y -r y\n", "$JOB_ID"
+)
+_SBATCH = 'sbatch --parsable --chdir="$2" "$job"'
+SLURM = Kind("slurm", site.SLURM, work.SLURM, _SBATCH, _slurm)
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        SLURM,
+        Kind("slurm-24.11", site.SLURM, work.SLURM, _SBATCH, _slurm_trixie, TRIXIE),
+        Kind("htcondor", site.HTCONDOR, work.Dialect("", "$1"), _CONDOR_SUBMIT, _htcondor, TRIXIE),
+        Kind(
+            "gridengine",
+            site.GRID_ENGINE,
+            _GRID_ENGINE_JOB,
+            'qsub -terse -wd "$2" "$job"',
+            _gridengine,
+            gridengine.TREE,
+        ),
+    )
+}
+
+
+def ids_of(said: str) -> list[str]:
+    """The job ids that the submit commands printed, one a line."""
+    return [line.split()[0] for line in said.splitlines() if line.strip()]
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"run: {line}\n")
+
+
+def main(names: Sequence[str]) -> int:
+    """Make the trees of these batch systems; outside the VM, which reaches no mirror."""
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        sys.stderr.write(f"no batch system {', '.join(unknown)}: {', '.join(KINDS)}\n")
+        return 2
+    try:
+        for name in names:
+            if (tree := KINDS[name].tree) is not None:
+                tree.build(_say)
+    except LabError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
