@@ -243,15 +243,16 @@ def _state(record: JobRecord) -> JobState:
 
 
 def number(value: Any) -> int | None:
-    """None for null, not set, and infinite; anything but a whole number is odd."""
-    if type(value) is int:
+    """None for null, not set, and infinite; anything but a whole number that counts something is
+    odd."""
+    if type(value) is int and value >= 0:
         return value
     if value is None:
         return None
     if type(value) is Number:
         if not value.set or value.infinite:
             return None
-        if type(value.number) is int:
+        if type(value.number) is int and value.number >= 0:
             return value.number
     raise Odd
 

@@ -327,6 +327,17 @@ def test_whatever_a_field_holds_both_readings_say_the_same(
     assert read(slurm_parse.answer("squeue", text, "jobs")) == read(careful)
 
 
+@pytest.mark.parametrize("field", ["cpus", "node_count", "time_limit", "job_id", "submit_time"])
+def test_what_counts_less_than_nothing_is_read_by_the_careful_reader(field: str) -> None:
+    text = json.dumps({"jobs": [_JOB_ITEMS[0] | {field: -1}]})
+    careful = slurm_parse.Answer("squeue", (0, 0), tuple(json.loads(text)["jobs"]))
+
+    def read(reply: slurm_parse.Answer) -> Any:
+        return complaint(lambda: slurm_parse.jobs(reply, NOW)) or slurm_parse.jobs(reply, NOW)
+
+    assert read(slurm_parse.answer("squeue", text, "jobs")) == read(careful)
+
+
 def test_not_a_number_is_read_by_the_careful_reader() -> None:
     """22.05 writes NaN at times, which JSON has not."""
     item = json.dumps(_JOB_ITEMS[0])[:-1] + ', "billable_tres": NaN}'
