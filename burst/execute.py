@@ -27,8 +27,7 @@ from burst.actions import (
 )
 from burst.launches import ASK_LATER, Launches, LeaseStore
 from burst.lrms.base import Lrms, LrmsError, LrmsUnavailable, Requeues
-from burst.model import Farm, JobState, Lease, Policy
-from burst.observe import OPEN
+from burst.model import Lease, Policy
 from burst.providers.base import Provider, ProviderError
 
 
@@ -61,7 +60,6 @@ class _Hands:
     policy: Policy
     clock: Callable[[], datetime]
     lrms_silent: str = ""  # then it is not asked again in this round
-    looked: Farm | None = None  # the last look, in front of the first machine that goes back
     busy: dict[str, str] = field(default_factory=dict)  # providers not to be asked again, and why
 
     def act(self, action: Action) -> str:
@@ -130,25 +128,6 @@ class _Hands:
         problems = work.all([launch.lease_id for launch in launches])
         return [Outcome(launch, problems.get(launch.lease_id, "")) for launch in launches]
 
-    def works_again(self, lease_id: str | None) -> str:
-        """Why a machine may not go back yet, by a look at its node after all that the round did
-        before; "" if nothing is known against it. A node that was removed may have registered
-        again since the round's own snapshot, and got a job."""
-        lease = self.store.lease(lease_id) if lease_id is not None else None
-        if lease is None or lease.left is None:
-            return ""  # it never was a node, or nobody's
-        problem = self._told(self._look) if self.looked is None else ""
-        if self.looked is None:
-            waits = self.clock() - lease.left < self.policy.lost_timeout
-            return problem if waits else ""
-        works = any(n.name == lease.node and n.state in OPEN for n in self.looked.nodes) or any(
-            j.state is JobState.RUNNING and lease.node in j.node_names for j in self.looked.jobs
-        )
-        return f"node {lease.node} registered again: it is drained first" if works else ""
-
-    def _look(self) -> None:
-        self.looked = self.lrms.snapshot()
-
     def _terminate(self, name: str, machine_ids: Sequence[str]) -> str:
         if name in self.busy:
             return self.busy[name]
@@ -178,41 +157,37 @@ def apply(
     outcomes: list[Outcome] = []
     routes: list[Route] = []
     launches: list[Launch] = []
-    ends: list[Terminate] = []
-    for action in actions:
+    for action in _gathered(actions):
         if isinstance(action, Launch):
             launches.append(action)  # a handful of calls, when all they need is stored
-        elif isinstance(action, Terminate):
-            ends.append(action)  # last of all: everything is written, and the LRMS was told
-        elif isinstance(action, Route):
+            continue
+        if launches and isinstance(action, Terminate):
+            outcomes.extend(hands.launch_all(launches))
+            launches.clear()
+        if isinstance(action, Route):
             routes.append(action)
-        else:
-            outcomes.extend(hands.route_all(routes))
-            routes.clear()
-            outcomes.append(Outcome(action, hands.act(action)))
+            continue
+        outcomes.extend(hands.route_all(routes))
+        routes.clear()
+        outcomes.append(Outcome(action, hands.act(action)))
     outcomes.extend(hands.route_all(routes))
     outcomes.extend(hands.launch_all(launches))
-    surely: list[Terminate] = []
-    for end in ends:
-        if why := hands.works_again(end.lease_id):
-            outcomes.append(Outcome(end, why))
-        else:
-            surely.append(end)
-    outcomes.extend(Outcome(end, hands.act(end)) for end in _gathered(surely))
     return tuple(outcomes)
 
 
-def _gathered(ends: Sequence[Terminate]) -> list[Terminate]:
-    """Terminations of one provider become one call: providers take many machines at once, and
-    limit calls."""
+def _gathered(actions: Sequence[Action]) -> list[Action]:
+    """Terminations of one provider that follow each other become one call: providers take many
+    machines at once, and limit calls. They come last of all, after everything was written and the
+    LRMS was told."""
+    others: list[Action] = [a for a in actions if not isinstance(a, Terminate)]
     together: dict[str, list[Terminate]] = {}
-    for end in ends:
-        together.setdefault(end.provider, []).append(end)
-    gathered = []
+    for action in actions:
+        if isinstance(action, Terminate):
+            together.setdefault(action.provider, []).append(action)
     for provider, several in together.items():
         if len(several) == 1:
-            gathered.append(several[0])
+            others.append(several[0])
             continue
-        names = dict.fromkeys(name for end in several for name in end.machine_ids)
-        gathered.append(Terminate(provider, tuple(names), None))
-    return gathered
+        names = dict.fromkeys(name for action in several for name in action.machine_ids)
+        others.append(Terminate(provider, tuple(names), None))
+    return others

@@ -126,7 +126,7 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
         cells[S.TERMINATING, machine] = Cell(S.TERMINATING, E.TERMINATE, "until it is gone")
     cells[S.TERMINATING, O.MACHINE_GONE] = Cell(S.GONE, E.SETTLE, "failed, if it has a failure")
     stay(S.TERMINATING, "already on its way", O.LINK_UP, O.STOP)
-    cells[S.TERMINATING, O.NODE_OPEN] = Cell(S.TERMINATING, E.DRAIN, "it registered again")
+    cells[S.TERMINATING, O.NODE_OPEN] = Cell(S.DRAINING, E.DRAIN, "it registered again")
     for node in (O.NODE_BUSY, O.NODE_CLOSED):
         cells[S.TERMINATING, node] = Cell(S.TERMINATING, E.REMOVE, "a last registration crossed")
     stay(S.TERMINATING, "as it should be", O.NODE_ABSENT)

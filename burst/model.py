@@ -428,6 +428,8 @@ class Facts:
     flashes: tuple[Flash, ...] = ()  # those asked for and not yet over
     flash_spent: Mapping[str, Decimal] = field(default_factory=dict)  # settled, by flash id
     network_error: str = ""  # the network engine cannot act now: then nothing is launched
+    # When the kernel was last made as the leases want it; None where nobody makes tunnels.
+    network_applied: datetime | None = None
     # Since when all of this has been watched without a gap: the daemon's start, or the end of the
     # last outage of LRMS, provider or network. Nobody is declared dead for our own absence.
     watching_since: datetime | None = None

@@ -175,12 +175,28 @@ class Round:
         running = any(j.state is JobState.RUNNING for j in self.world.jobs_on.get(lease.node, ()))
         return running or (node is not None and node.state in OPEN)
 
+    def _door_open(self, lease: Lease) -> bool:
+        """Whether its node could still register, or that it has not is not seen yet: its tunnel is
+        closed first, then looked once more, and only then is the machine ended. Who makes no
+        tunnels for too long is not waited for."""
+        facts = self.world.facts
+        if lease.left is None or lease.terminating is None:
+            return False  # it never was a node
+        if self.world.since(lease.terminating) >= self.policy.lost_timeout:
+            return False
+        if facts.network_error or lease.id in facts.links:
+            return True
+        closed = facts.network_applied
+        return closed is not None and facts.farm is not None and facts.farm.taken <= closed
+
     def _returned(self, lease: Lease) -> list[Action]:
         listed = self.world.machines.get(lease.id, [])
         names = {machine.id for machine in listed if not over(machine)}
         if lease.machine and not any(machine.id == lease.machine for machine in listed):
             names.add(lease.machine)  # a list may lag; its name is enough
-        if not names or self._may_work(lease) or not self.world.answers(lease):
+        if not names or not self.world.answers(lease):
+            return []
+        if self._may_work(lease) or self._door_open(lease):
             return []
         return [Terminate(lease.provider, tuple(sorted(names)), lease.id)]
 

@@ -24,6 +24,7 @@ from burst.model import (
     Job,
     JobState,
     Lease,
+    LeaseState,
     LinkHealth,
     Machine,
     MachineState,
@@ -40,6 +41,7 @@ from burst.simulate.site import Rented, Site, Work
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 BATCH, BURST, TENANT = "batch", "burst", "site"
 _LOOK_AGAIN_S = 600.0  # with jobs waiting, though nothing has happened
+_LEFT = (LeaseState.LEAVING, LeaseState.TERMINATING)  # their tunnels are closed, or will be
 _SOON_S = 5.0  # after something was done: the daemon's next round
 
 
@@ -155,7 +157,8 @@ class Production:
         nodes += [self._node(lease) for lease in self._leases.values() if self._has_node(lease)]
         links = {}
         for lease_id, rented in self._rented.items():
-            if rented.up:
+            lease = self._leases.get(lease_id)
+            if rented.up and lease is not None and lease.state not in _LEFT:
                 since = self._ready.setdefault(lease_id, now)
                 links[lease_id] = LinkHealth(up=True, since=since)
         spent = self._spent

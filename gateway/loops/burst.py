@@ -153,6 +153,7 @@ class BurstLoop:
         # The providers are asked before the leases are read: a lease written in between would
         # make its own machine look like nobody's.
         sources = self._provider_sources
+        view = self._network()  # before the farm is asked: what it says is after what this shows
         for source in sources.values():
             source.ask()
         self._farm_source.ask()
@@ -164,7 +165,6 @@ class BurstLoop:
         leases = self._store.leases(ended_since=now - self._policy.pause)
         heard = self._store.joins.heard()
         forgiven = self._store.notes().get(FORGIVEN, "")
-        view = self._network()
         flashes = self._store.flashes.all(since=now)
         return Facts(
             now=now,
@@ -189,6 +189,7 @@ class BurstLoop:
             flashes=flashes,
             flash_spent=self._store.accounts.spent_by_flash(flash.id for flash in flashes),
             network_error=view.error,
+            network_applied=view.applied,
             watching_since=self._watching_since(view),
             forgiven=datetime.fromisoformat(forgiven) if forgiven else None,
         )

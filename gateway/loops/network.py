@@ -28,7 +28,7 @@ _TUNNELLED = frozenset(
         LeaseState.JOINED,
         LeaseState.DRAINING,
         LeaseState.LEAVING,
-        LeaseState.TERMINATING,
+        # Not TERMINATING: no node registers again while its machine is ended (burst/round.py).
     }
 )
 PROBE_TIMEOUT_S = 1.0
@@ -66,7 +66,7 @@ def tunnel_name(lease: Lease) -> str:
 
 
 def has_tunnel(lease: Lease) -> bool:
-    """From when its machine has shown its token until it is gone.
+    """From when its machine has shown its token until its node is removed.
 
     Not before: until then the address may be somebody else's (cloud addresses are used again), and
     a machine that has no tunnel yet would answer our packets with ICMP errors.

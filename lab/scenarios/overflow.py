@@ -27,6 +27,7 @@ from burst.model import (
     Facts,
     JobState,
     Lease,
+    LeaseState,
     LinkHealth,
     Machine,
     MachineState,
@@ -161,7 +162,11 @@ def play(ground: RealGround, *, jobs: int = 5, limit_s: float = 180) -> Told:
             farm=farm,
             leases=tuple(known),
             providers={"lab": ProviderFacts("lab", tuple(hosts.offers()), tuple(hosts.machines()))},
-            links={lease_id: LinkHealth(up=True, since=now) for lease_id in up},
+            links={
+                one.id: LinkHealth(up=True, since=now)
+                for one in known
+                if one.id in up and one.state not in (LeaseState.LEAVING, LeaseState.TERMINATING)
+            },
             enrolled=up,
             budgets={"cms": store.budget()},
             watching_since=now - timedelta(hours=1),

@@ -70,4 +70,6 @@ class SimulatedNetwork:
             old = known.get(lease_id)
             since = old.since if old is not None and old.up == up else now
             self._links[lease_id] = LinkHealth(up=up, since=since)
-        return NetworkView(links=dict(self._links), error="", recovered=self._recovered)
+        return NetworkView(
+            links=dict(self._links), error="", recovered=self._recovered, applied=now
+        )

@@ -484,6 +484,38 @@ def test_a_node_that_came_back_with_a_job_keeps_its_machine_until_it_is_empty() 
     assert [type(action) for action in empty.actions] == [Terminate, Remove]
 
 
+@pytest.mark.parametrize(
+    ("known", "returned"),
+    [
+        ({}, True),  # where nobody makes tunnels
+        ({"network_applied": NOW - 2 * MINUTE}, True),
+        ({"network_applied": NOW}, False),  # the snapshot was begun before it was closed
+        ({"network_applied": NOW - 2 * MINUTE, "linked": True}, False),
+        ({"network_applied": NOW - 2 * MINUTE, "network_error": "the agent is away"}, False),
+    ],
+)
+def test_a_machine_is_ended_when_its_door_is_closed_and_its_node_was_not_seen_since(
+    known: dict[str, Any], returned: bool
+) -> None:
+    def ends(since: timedelta) -> bool:
+        gone = lease(
+            LeaseState.TERMINATING,
+            60,
+            stop_reason="idle",
+            left=NOW - since,
+            terminating=NOW - since,
+        )
+        links = {gone.id: LinkHealth(up=True, since=NOW)} if known.get("linked") else {}
+        rest = {key: value for key, value in known.items() if key != "linked"}
+        seen = replace(facts(leases=(gone,), machines=(machine(),)), links=links, **rest)
+        assert seen.farm is not None
+        seen = replace(seen, farm=replace(seen.farm, taken=NOW - MINUTE))
+        return bool(only(decided(seen), Terminate))
+
+    assert ends(POLICY.lost_timeout - MINUTE / 2) == returned
+    assert ends(POLICY.lost_timeout), "who cannot close it is not waited for for ever"
+
+
 def test_the_end_settles_the_bill() -> None:
     done = lease(LeaseState.TERMINATING, 60, stop_reason="idle")
     ended = updated(decided(facts(leases=(done,), machines=(machine(MachineState.TERMINATED),))))

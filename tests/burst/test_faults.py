@@ -48,7 +48,7 @@ def test_nothing_is_lost_or_left_or_overspent(first: int, store: Store) -> None:
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("seed", [38, 674, 941, 3870, 5887])
+@pytest.mark.parametrize("seed", [38, 674, 941, 3545, 3870, 4776, 4981, 5510, 5887])
 def test_worlds_in_which_a_node_came_back_while_its_machine_was_returned(
     seed: int, store: Store
 ) -> None:

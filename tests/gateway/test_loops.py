@@ -251,7 +251,8 @@ def make_loop(round_: Callable[[], None], interval: timedelta) -> Loop:
 
 @pytest.mark.parametrize("state", LeaseState)
 def test_which_leases_have_a_tunnel(state: LeaseState) -> None:
-    without = {LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.GONE, LeaseState.FAILED}
+    without = {LeaseState.WANTED, LeaseState.REQUESTED, LeaseState.TERMINATING}
+    without |= {LeaseState.GONE, LeaseState.FAILED}
     enrolled = lease(1, state=state, underlay="203.0.113.7", enrolled=T0)
     assert bool(wanted_tunnels([enrolled])) == (state not in without)
     assert wanted_tunnels([replace(enrolled, underlay="")]) == ()
