@@ -176,9 +176,9 @@ class Round:
         return running or (node is not None and node.state in OPEN)
 
     def _door_open(self, lease: Lease) -> bool:
-        """Whether its node could still register, or that it has not is not seen yet: its tunnel is
-        closed first, then looked once more, and only then is the machine ended. Who makes no
-        tunnels for too long is not waited for."""
+        """Whether its node could have registered again unseen. First its tunnel is closed, then the
+        batch system is looked at once more, and only then is the machine ended. A network that
+        cannot be changed is not waited for longer than `lost_timeout`: the machine costs money."""
         facts = self.world.facts
         if lease.left is None or lease.terminating is None:
             return False  # it never was a node
