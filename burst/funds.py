@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
-from burst.leases import Observation
 from burst.model import JobState, Lease, LeaseState, Pool
+from burst.observe import stop
 from burst.policy import flash, money
 from burst.policy.when import limit_of, remaining
 from burst.round import ACCEPTING, COMING, Round
@@ -32,7 +32,7 @@ def carry(paper: Round) -> None:
             continue
         why = f"budget: {_state_of(paper, lease.account)}; it lacks {cover.lacking:.4f} to go on"
         if lease.state in (*COMING, *ACCEPTING):
-            paper.see(replace(lease, stop_reason=lease.stop_reason or why), Observation.STOP)
+            paper.see(replace(lease, stop_reason=lease.stop_reason or why), stop(lease))
         else:
             paper.say("lease", lease.id, "over-budget", why)
 

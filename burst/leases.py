@@ -39,6 +39,7 @@ class Observation(StrEnum):
     NODE_CLOSED = "node closed"  # takes no job and has none, seen after we asked for that
     NODE_ABSENT = "node absent"  # the LRMS does not know it, seen after we asked for that
     STOP = "stop"  # let it go: released, or a failure was concluded
+    DISMISS = "dismiss"  # the same of a machine that never enrolled: it lacks the LRMS's secrets
 
 
 class Effect(StrEnum):
@@ -74,14 +75,15 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
     cells[S.WANTED, O.MACHINE_KNOWN] = Cell(S.REQUESTED, None, "launched, by us before a crash")
     cells[S.WANTED, O.MACHINE_UP] = Cell(S.BOOTING, None, "launched, by us before a crash")
     cells[S.WANTED, O.MACHINE_GONE] = Cell(S.TERMINATING, None, "started and ended unseen")
-    cells[S.WANTED, O.STOP] = Cell(S.TERMINATING, E.TERMINATE, "a launch may be under way")
+    for stop in (O.STOP, O.DISMISS):
+        cells[S.WANTED, stop] = Cell(S.TERMINATING, E.TERMINATE, "a launch may be under way")
+        cells[S.REQUESTED, stop] = Cell(S.TERMINATING, E.TERMINATE, "no tunnel yet, so no node")
     stay(S.WANTED, "no machine, so somebody else's", O.LINK_UP, O.NODE_OPEN, O.NODE_BUSY)
     stay(S.WANTED, "as it should be", O.NODE_CLOSED, O.NODE_ABSENT)
 
     stay(S.REQUESTED, "lists lag; time-outs decide", O.MACHINE_UNSEEN, O.MACHINE_KNOWN)
     cells[S.REQUESTED, O.MACHINE_UP] = Cell(S.BOOTING, None, "the tunnel has a far end")
     cells[S.REQUESTED, O.MACHINE_GONE] = Cell(S.TERMINATING, None, "ended while it booted")
-    cells[S.REQUESTED, O.STOP] = Cell(S.TERMINATING, E.TERMINATE, "no tunnel yet, so no node")
     stay(S.REQUESTED, "no tunnel, so somebody else's", O.LINK_UP, O.NODE_OPEN, O.NODE_BUSY)
     stay(S.REQUESTED, "as it should be", O.NODE_CLOSED, O.NODE_ABSENT)
 
@@ -90,6 +92,7 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
     cells[S.BOOTING, O.MACHINE_GONE] = Cell(S.DRAINING, E.DRAIN, "its node may just have come")
     cells[S.BOOTING, O.LINK_UP] = Cell(S.TUNNELLED, None, "packets pass")
     cells[S.BOOTING, O.STOP] = Cell(S.DRAINING, E.DRAIN, "its node may just have come")
+    cells[S.BOOTING, O.DISMISS] = Cell(S.TERMINATING, E.TERMINATE, "it cannot be a node")
     stay(S.BOOTING, "no join without a tunnel", O.NODE_OPEN, O.NODE_BUSY, O.NODE_CLOSED)
 
     stay(S.TUNNELLED, "lists lag; time-outs decide", O.MACHINE_UNSEEN, O.MACHINE_KNOWN)
@@ -98,25 +101,26 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
     cells[S.TUNNELLED, O.NODE_OPEN] = Cell(S.JOINED, None, "jobs may start")
     cells[S.TUNNELLED, O.NODE_BUSY] = Cell(S.TUNNELLED, E.ADMIT, "registered, but drained")
     cells[S.TUNNELLED, O.NODE_CLOSED] = Cell(S.TUNNELLED, E.ADMIT, "registered, but drained")
-    cells[S.TUNNELLED, O.STOP] = Cell(S.DRAINING, E.DRAIN, "its node may just have come")
+    for stop in (O.STOP, O.DISMISS):
+        cells[S.TUNNELLED, stop] = Cell(S.DRAINING, E.DRAIN, "its node may just have come")
+        cells[S.JOINED, stop] = Cell(S.DRAINING, E.DRAIN, "never leave with a job on it")
 
     stay(S.JOINED, "lists lag; time-outs decide", O.MACHINE_UNSEEN, O.MACHINE_KNOWN)
     stay(S.JOINED, "as it should be", O.MACHINE_UP, O.LINK_UP, O.NODE_OPEN)
     stay(S.JOINED, "somebody else's doing; time-outs decide", O.NODE_BUSY, O.NODE_CLOSED)
     stay(S.JOINED, "an LRMS may just have restarted; time-outs decide", O.NODE_ABSENT)
     cells[S.JOINED, O.MACHINE_GONE] = Cell(S.DRAINING, E.DRAIN, "no more jobs to a dead machine")
-    cells[S.JOINED, O.STOP] = Cell(S.DRAINING, E.DRAIN, "never leave with a job on it")
 
     for machine in (O.MACHINE_UNSEEN, O.MACHINE_KNOWN, O.MACHINE_UP, O.MACHINE_GONE):
         stay(S.DRAINING, "the LRMS decides first", machine)
         stay(S.LEAVING, "the LRMS decides first", machine)
-    stay(S.DRAINING, "already on its way", O.LINK_UP, O.STOP)
+    stay(S.DRAINING, "already on its way", O.LINK_UP, O.STOP, O.DISMISS)
     cells[S.DRAINING, O.NODE_OPEN] = Cell(S.DRAINING, E.DRAIN, "not told, or undone by somebody")
     stay(S.DRAINING, "a job is on it: wait", O.NODE_BUSY)
     cells[S.DRAINING, O.NODE_CLOSED] = Cell(S.LEAVING, E.REMOVE, "empty, and seen so")
     cells[S.DRAINING, O.NODE_ABSENT] = Cell(S.LEAVING, E.REMOVE, "never came, or was removed")
 
-    stay(S.LEAVING, "already on its way", O.LINK_UP, O.STOP)
+    stay(S.LEAVING, "already on its way", O.LINK_UP, O.STOP, O.DISMISS)
     cells[S.LEAVING, O.NODE_OPEN] = Cell(S.DRAINING, E.DRAIN, "came back, or just came: again")
     cells[S.LEAVING, O.NODE_BUSY] = Cell(S.LEAVING, E.REMOVE, "the LRMS refuses if a job is on it")
     cells[S.LEAVING, O.NODE_CLOSED] = Cell(S.LEAVING, E.REMOVE, "not removed yet")
@@ -125,7 +129,7 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
     for machine in (O.MACHINE_UNSEEN, O.MACHINE_KNOWN, O.MACHINE_UP):
         cells[S.TERMINATING, machine] = Cell(S.TERMINATING, E.TERMINATE, "until it is gone")
     cells[S.TERMINATING, O.MACHINE_GONE] = Cell(S.GONE, E.SETTLE, "failed, if it has a failure")
-    stay(S.TERMINATING, "already on its way", O.LINK_UP, O.STOP)
+    stay(S.TERMINATING, "already on its way", O.LINK_UP, O.STOP, O.DISMISS)
     cells[S.TERMINATING, O.NODE_OPEN] = Cell(S.DRAINING, E.DRAIN, "it registered again")
     for node in (O.NODE_BUSY, O.NODE_CLOSED):
         cells[S.TERMINATING, node] = Cell(S.TERMINATING, E.REMOVE, "a last registration crossed")
@@ -135,7 +139,7 @@ def _table() -> dict[tuple[LeaseState, Observation], Cell]:
         for machine in (O.MACHINE_KNOWN, O.MACHINE_UP):
             cells[final, machine] = Cell(final, E.TERMINATE, "listed late: return it")
         stay(final, "as it should be", O.MACHINE_UNSEEN, O.MACHINE_GONE, O.NODE_ABSENT)
-        stay(final, "the tunnel is being removed", O.LINK_UP, O.STOP)
+        stay(final, "the tunnel is being removed", O.LINK_UP, O.STOP, O.DISMISS)
         cells[final, O.NODE_OPEN] = Cell(final, E.DRAIN, "it registered again")
         for node in (O.NODE_BUSY, O.NODE_CLOSED):
             cells[final, node] = Cell(final, E.REMOVE, "a last registration crossed")

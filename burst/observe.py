@@ -216,6 +216,12 @@ def _unlisted(lease: Lease, world: World) -> Observation:
     return Observation.MACHINE_UNSEEN if young or just_missed else Observation.MACHINE_GONE
 
 
+def stop(lease: Lease) -> Observation:
+    """How this lease is let go. It is given the batch system's secrets when it enrols, and is
+    refused from when this is stored: only one that has enrolled can be or become a node."""
+    return Observation.DISMISS if lease.enrolled is None else Observation.STOP
+
+
 def node_seen(lease: Lease, world: World) -> Observation | None:
     """What the LRMS says of the node. While a lease drains or leaves, only a snapshot begun after
     that was decided counts."""

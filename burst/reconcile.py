@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from burst import interruption
 from burst.actions import Drain, Remove, Terminate
-from burst.leases import Effect, Observation
+from burst.leases import Effect
 from burst.model import Lease, LeaseState, MachineState, NodeState
 from burst.observe import (
     OPEN,
@@ -18,6 +18,7 @@ from burst.observe import (
     node_seen,
     noticed,
     observations,
+    stop,
 )
 from burst.policy import breaker, flash
 from burst.policy.release import idle_too_long
@@ -61,11 +62,11 @@ def _stopped(paper: Round, lease: Lease, wanted_in: set[str], work_in: set[str])
         return lease
     failure = conclusion(lease, paper.world)
     if failure is not None:
-        return paper.see(lease, Observation.STOP, failure)
+        return paper.see(lease, stop(lease), failure)
     why = _release(paper, lease, wanted_in, work_in)
     if not why:
         return lease
-    return paper.see(replace(lease, stop_reason=why), Observation.STOP)
+    return paper.see(replace(lease, stop_reason=why), stop(lease))
 
 
 def _release(paper: Round, lease: Lease, wanted_in: set[str], work_in: set[str]) -> str:

@@ -169,19 +169,23 @@ class Round:
         """Its node registered again in the last moment, and has a job or may be given one: it is
         drained first. While the LRMS is silent nobody knows, for a while."""
         if self.world.facts.farm is None:
-            left = lease.left
-            return left is not None and self.world.now - left < self.policy.lost_timeout
+            left = lease.left or lease.terminating
+            if lease.enrolled is None or left is None:
+                return False  # it never was a node
+            return self.world.now - left < self.policy.lost_timeout
         node = self.world.nodes.get(lease.node)
         running = any(j.state is JobState.RUNNING for j in self.world.jobs_on.get(lease.node, ()))
         return running or (node is not None and node.state in OPEN)
 
     def _door_open(self, lease: Lease) -> bool:
-        """Whether its node could still register, or that it has not is not seen yet: its tunnel is
-        closed first, then looked once more, and only then is the machine ended. Who makes no
-        tunnels for too long is not waited for."""
+        """Whether its node could have registered again unseen. First its tunnel is closed, then the
+        batch system is looked at once more, and only then is the machine ended. A network that
+        cannot be changed is not waited for longer than `lost_timeout`: the machine costs money."""
         facts = self.world.facts
-        if lease.left is None or lease.terminating is None:
+        if lease.booted is None or lease.terminating is None:
             return False  # it never was a node
+        if lease.enrolled is None:
+            return facts.now <= lease.terminating  # it may enrol until that is stored
         if self.world.since(lease.terminating) >= self.policy.lost_timeout:
             return False
         if facts.network_error or lease.id in facts.links:

@@ -21,7 +21,7 @@ from gateway.loops.network import NetworkLoop, NetworkView
 from gateway.mixed import MixedMode
 from gateway.parts import Joining, Parts
 from gateway.sitefile import SiteFile
-from gateway.steady import SteadyClock
+from gateway.steady import LastingClock
 from gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,9 @@ class Daemon:
         self._returned = False
         self._enrol_error: str | None = ""  # None: it listens
         self._store = Store.open(file.gateway.state)
-        self._clock = SteadyClock(parts.clock, parts.monotonic, self._store.latest_instant())
+        self._clock = LastingClock(
+            self._store, parts.clock, parts.monotonic, floor=self._store.latest_instant()
+        )
         self._joining: Joining | None = None
         self._forget_draining()  # it may have been killed while it returned everything
         self.hosts = parts.hosts(file, self._clock)
@@ -88,7 +90,7 @@ class Daemon:
         config = self._file.burst
         if config is None:
             return None
-        self._joining = self._parts.joining(self._file, self._store)
+        self._joining = self._parts.joining(self._file, self._store, self._clock)
         self._store.joins.changed = self._wake_burst
         books = Books(
             self._store, config.budgets, self._clock, self._network_loop.wake, config.quotas
@@ -161,6 +163,7 @@ class Daemon:
         self._burst_loop.wake()
 
     def _round(self) -> None:
+        self._clock.keep()
         self._listen()
         if self.burst is not None:
             self.burst.round()

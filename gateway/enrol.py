@@ -37,8 +37,9 @@ class EnrolServer(HttpsServer):
         listener: socket.socket | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         token_lifetime: timedelta = timedelta(minutes=30),
+        wall: Callable[[], datetime] | None = None,
     ) -> None:
-        self._enrolment = Enrolment(secret, store, bundle, clock, token_lifetime)
+        self._enrolment = Enrolment(secret, store, bundle, clock, token_lifetime, wall)
         super().__init__(
             self._enrolment,
             address=address,

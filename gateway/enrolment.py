@@ -59,8 +59,11 @@ class TokenStore(Protocol):
     def member(self, batch: str, index: int) -> Lease | None:
         """The lease at this place of a batch."""
 
-    def enrolled(self, lease_id: str, now: datetime) -> None:
-        """The bundle is about to be handed out."""
+    def enrolled(self, lease_id: str, now: datetime) -> Refused | None:
+        """The bundle is about to be handed out; refused where the lease was let go meanwhile.
+
+        Once a lease is stored as let go, nobody is given its bundle who had not been before.
+        """
 
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
         """What the machine says of its joining: `joined`, or a failure, `stage` then a class."""
@@ -119,7 +122,11 @@ class Enrolment:
         bundle: Callable[[str], Bundle],
         clock: Callable[[], datetime],
         token_lifetime: timedelta = timedelta(minutes=30),
+        wall: Callable[[], datetime] | None = None,
     ) -> None:
+        """`clock` stamps what decisions compare; `wall` is the system's, for the machines to set
+        theirs by, and the same unless it is given."""
+        self._wall = wall or clock
         self._token_lifetime = token_lifetime
         self._secret = secret
         self._store = store
@@ -165,14 +172,16 @@ class Enrolment:
             raise RequestError(503, "the gateway cannot build the bundle", retry=True) from error
         self.last_error = ""
         now = self._clock()
-        self._store.enrolled(lease_id, now)
+        refused = self._store.enrolled(lease_id, now)
+        if refused is not None:
+            raise RequestError(403, refused.reason)
         log.info("lease %s enrolled from %s", lease_id, peer)
         return Answer(
             200,
             {
                 "lease": lease_id,
                 "session": self._secret.session(lease_id),
-                "time": now.timestamp(),
+                "time": self._wall().timestamp(),
                 **bundle.to_json(),
             },
         )

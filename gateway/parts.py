@@ -6,7 +6,6 @@ thread that uses them first.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from gateway.loops.lending import LazyBatches, LazyProvider, Switch
 from gateway.loops.network import Agent
 from gateway.sections import BurstConfig, Ec2
 from gateway.sitefile import SiteFile
+from gateway.steady import since_boot
 from gateway.store import Store
 from gateway.tls import TlsIdentity
 from gateway.tokens import SiteSecret, token_hash
@@ -48,10 +48,10 @@ class Parts:
     agent: Callable[[SiteFile], Agent]
     lrms: Callable[[BurstConfig], Lrms]
     provider: Callable[[SiteFile, str], Provider]
-    joining: Callable[[SiteFile, Store], Joining]
+    joining: Callable[[SiteFile, Store, Callable[[], datetime]], Joining]
     hosts: Callable[[SiteFile, Callable[[], datetime]], HostKeeper | None] = make_hosts
     clock: Callable[[], datetime] = utc_now
-    monotonic: Callable[[], float] = time.monotonic
+    monotonic: Callable[[], float] = since_boot
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def machine_mtu(file: SiteFile, lease: Lease) -> int:
     return network_mtu(file.site, Host(), tunnels)
 
 
-def _joining(file: SiteFile, store: Store) -> Joining:
+def _joining(file: SiteFile, store: Store, clock: Callable[[], datetime]) -> Joining:
     from burst.join.bundle import Bundle, BundleError
     from burst.join.userdata import TUNNEL_MTU, JoinGateway, user_data
     from gateway.batch_parts import make_recipe
@@ -217,7 +217,7 @@ def _joining(file: SiteFile, store: Store) -> Joining:
     def make_user_data(lease: Lease) -> str:
         token = secret.batch_token(lease.batch) if lease.batch else secret.token(lease.id)
         if not lease.batch:  # a machine of a batch gets its lease's token when it claims it
-            expires = utc_now() + gateway.enrol.token_lifetime
+            expires = clock() + gateway.enrol.token_lifetime
             store.joins.mint(lease.id, token_hash(token), expires)
         network = file.site.network(lease.tenant, lease.network)
         inner = ip_address(lease.address)
@@ -246,7 +246,8 @@ def _joining(file: SiteFile, store: Store) -> Joining:
         secret=secret,
         store=store.joins,
         bundle=bundle,
-        clock=utc_now,
+        clock=clock,
+        wall=utc_now,
         token_lifetime=gateway.enrol.token_lifetime,
     )
     return Joining(make_user_data, server)

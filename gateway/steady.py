@@ -6,17 +6,35 @@ the time told here stands on the monotonic clock then, and runs a tenth slower t
 the system's clock has caught up. A clock set forward is followed at once: costs are then taken for
 too high, never for too low. Either way somebody must know, because no time-out may run for a time
 that did not pass: `jumped`.
+
+It goes on over restarts of the daemon (`LastingClock`): the monotonic clock is the kernel's, and
+knows how long the daemon was away, unless the machine itself was started anew.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
 
 JUMP = timedelta(seconds=2)  # a smaller difference is the usual discipline of NTP
 _SLEW = 0.1  # how much slower it runs while it is ahead of the system's clock
+KEPT = "clock"  # the note: an instant told, and when that was, as `boot id, seconds`
+_KEPT_FOR = timedelta(minutes=1)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def since_boot() -> float:
+    """Seconds since the machine's start, those that it was suspended for included (time(7))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """Differs for each start of the machine (random(4))."""
+    return _BOOT_ID.read_text(encoding="ascii").strip()
 
 
 class SteadyClock:
@@ -25,7 +43,7 @@ class SteadyClock:
     def __init__(
         self,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = since_boot,
         floor: datetime | None = None,
     ) -> None:
         self._wall = wall
@@ -57,3 +75,47 @@ class SteadyClock:
         """When the system's clock was last set, as told here; None: never since the start."""
         with self._lock:
             return self._jumped
+
+
+class Notes(Protocol):
+    """Named texts that outlive the daemon; the store has some."""
+
+    def note(self, key: str, value: str) -> None: ...
+    def notes(self) -> Mapping[str, str]: ...
+
+
+class LastingClock(SteadyClock):
+    """A steady clock that takes up where the last daemon's stood. `boot` names the start of the
+    machine that `monotonic` counts from."""
+
+    def __init__(
+        self,
+        notes: Notes,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = since_boot,
+        boot: Callable[[], str] = boot_id,
+        floor: datetime | None = None,
+    ) -> None:
+        self._notes = notes
+        self._boot = boot()
+        self._kept: tuple[datetime, datetime | None] | None = None
+        before = self._before(monotonic)
+        super().__init__(wall, monotonic, max(filter(None, (before, floor)), default=None))
+
+    def _before(self, monotonic: Callable[[], float]) -> datetime | None:
+        words = self._notes.notes().get(KEPT, "").split()
+        if len(words) != 3:
+            return None
+        told, boot, seconds = words
+        passed = monotonic() - float(seconds) if boot == self._boot else 0.0
+        return datetime.fromisoformat(told) + timedelta(seconds=max(passed, 0.0))
+
+    def keep(self) -> None:
+        """Note the time for the next start: each minute, and when the system's clock was set."""
+        now, jumped = self(), self.jumped
+        if self._kept and self._kept[1] == jumped and now - self._kept[0] < _KEPT_FOR:
+            return
+        with self._lock:
+            told, seconds = self._told, self._seen
+        self._notes.note(KEPT, f"{told.isoformat()} {self._boot} {seconds!r}")
+        self._kept = (now, jumped)

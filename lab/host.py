@@ -1,6 +1,7 @@
 """One host of the lab: run, write, listen and power off inside its namespaces (see lab.hosts)."""
 
 import codecs
+import errno
 import grp
 import os
 import pwd
@@ -132,11 +133,13 @@ class Host:
     @property
     def alive(self) -> bool:
         """False after kill(), or when pid 1 has died."""
-        if not self._alive:
-            return False
+        return self._alive and not self._ends_within(0)
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Whether pid 1 has ended, at the latest so many seconds from now."""
         poll = select.poll()  # a pidfd is readable when its process has ended (pidfd_open(2))
         poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return bool(poll.poll(1000 * seconds))
 
     def inside(self, action: Callable[[], T], *, namespaces: int = _ALL_NAMESPACES) -> T:
         """Call action in a thread that is inside the host: its files, network and process ids.
@@ -210,6 +213,9 @@ class Host:
         try:
             child = self.inside(start)
         except OSError as error:
+            # What fork(2) says in a namespace whose pid 1 is on its way out (pid_namespaces(7)).
+            if not self.alive or (error.errno == errno.ENOMEM and self._ends_within(10)):
+                raise HostDownError(f"host {self.name} is off") from error
             raise LabError(f"{self.name}: {shlex.join(argv)}: {error}") from error
         finally:
             if sink is not None:

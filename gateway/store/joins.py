@@ -91,14 +91,24 @@ class Joins:
             row = c.execute(query).mappings().first()
         return None if row is None else lease_of(dict(row))
 
-    def enrolled(self, lease_id: str, now: datetime) -> None:
-        """The bundle is being handed out; the first time is what counts."""
+    def enrolled(self, lease_id: str, now: datetime) -> Refused | None:
+        """The bundle is being handed out; the first time is what counts. Refused where the lease
+        was let go since the token was shown: either this is stored first, and the decision about
+        the lease sees it, or the machine gets nothing."""
+        lease = select(t.leases.c.id, t.leases.c.state, t.leases.c.body, t.leases.c.drain_requested)
         with self._engine.begin() as c:
+            stored = c.execute(
+                lease.where(t.leases.c.id == lease_id).with_for_update(read=True)
+            ).first()
+            refused = _let_go(stored) if stored is not None else Refused("unknown lease")
+            if refused is not None:
+                return refused
             row = _row(c, lease_id)
             if row is None or row.at is None:
                 add_event(c, now, lease_id, "enrolled", "", "")
             _put(c, row, lease_id, now, at=now if row is None or row.at is None else row.at)
         self.changed()
+        return None
 
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
         """Progress or failure. The first failure stays: what follows it is its consequence."""
@@ -157,15 +167,25 @@ def _refusal(row: Any, nonce: str, now: datetime) -> Refused | None:
         return Refused(f"the token of lease {row.lease} expired")
     if row.state is None:
         return Refused(f"lease {row.lease} is not known")
+    if (let_go := _let_go(row)) is not None:
+        return let_go
     state = LeaseState(row.state)
-    lease = lease_of({"body": row.body, "drain_requested": row.drain_requested})
-    if lease.failure or lease.stop_reason or lease.drain_requested:
-        return Refused(f"lease {row.lease} is being ended")
     if state in _EARLY:  # the machine was faster than our loop
         return Refused(f"lease {row.lease} is only {state.value}", retry=True)
-    if state in _OPEN or (state is LeaseState.JOINED and row.nonce):
+    if state is LeaseState.JOINED and not row.nonce:
+        return Refused(f"lease {row.lease} is {state.value}")
+    return None
+
+
+def _let_go(row: Any) -> Refused | None:
+    """Whether no machine may join for this lease any more."""
+    lease = lease_of({"body": row.body, "drain_requested": row.drain_requested})
+    if lease.failure or lease.stop_reason or lease.drain_requested:
+        return Refused(f"lease {lease.id} is being ended")
+    state = LeaseState(row.state)
+    if state in (*_EARLY, *_OPEN, LeaseState.JOINED):
         return None
-    return Refused(f"lease {row.lease} is {state.value}")
+    return Refused(f"lease {lease.id} is {state.value}")
 
 
 def _row(c: Connection, lease_id: str) -> Any:

@@ -37,13 +37,14 @@ class Fence:
 
     sender: socket.socket
     receiver: socket.socket
+    hops: int = HOPS
     limit_s: float = 60.0
     again_s: float = 2.0  # then the frame counts as lost
     number: int = 0
 
     def wait(self) -> None:
         """Until all that was sent on this CPU has come to rest. StuckError after `limit_s`."""
-        for _ in range(HOPS):
+        for _ in range(self.hops):
             self._pass()
 
     def _pass(self) -> None:

@@ -99,8 +99,6 @@ class Session:
                 if want != reading:
                     reading = self._watch_stdin(selector, want)
                 now = time.monotonic()
-                if self._pulse.stopped(now):
-                    raise self._stopped("it does not answer")
                 if self._pulse.ask(now):
                     self._queue(guest.PING)
                 if end is not None and end <= now:
@@ -108,7 +106,12 @@ class Session:
                 mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
                 _watch(selector, self._control, mask)
                 left = self._pulse.wait(now)
-                for key, event in selector.select(left if end is None else min(left, end - now)):
+                ready = selector.select(left if end is None else min(left, end - now))
+                # Only where nothing is left to read: we may have slept ourselves, stopped by a
+                # signal or by who reads our output, and the answer lies here.
+                if not ready and self._pulse.stopped(time.monotonic()):
+                    raise self._stopped("it does not answer")
+                for key, event in ready:
                     if key.fileobj is self._control:
                         self._exchange(event)
                     elif key.fileobj is wake:

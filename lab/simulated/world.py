@@ -22,7 +22,7 @@ from gateway.enrolment import Enrolment
 from gateway.loops.books import Books
 from gateway.loops.burst import BurstLoop
 from gateway.sections import BudgetConfig
-from gateway.steady import SteadyClock
+from gateway.steady import LastingClock
 from gateway.store import Store
 from gateway.store.tables import metadata
 from gateway.tokens import SiteSecret, token_hash
@@ -110,10 +110,12 @@ class World:
     def _begin(self) -> None:
         """Start the gateway: everything but the store is new."""
         self._dying = False
-        self.gateway_now = SteadyClock(
+        self.gateway_now = LastingClock(
+            self.store,
             lambda: self.now + self._off,
             self._passed,
-            self.store.latest_instant(),
+            lambda: "one",
+            floor=self.store.latest_instant(),
         )
         self.network.restart()
         self._secret = SiteSecret(b"s" * 32)
@@ -148,7 +150,12 @@ class World:
             rng=random.Random(self.rng.random()),
         )
         self._enrolment = Enrolment(
-            self._secret, self.store.joins, self._bundle, self.gateway_now, _TOKEN_LIFETIME
+            self._secret,
+            self.store.joins,
+            self._bundle,
+            self.gateway_now,
+            _TOKEN_LIFETIME,
+            wall=lambda: self.now + self._off,
         )
 
     def _user_data(self, lease: Lease) -> str:
@@ -291,6 +298,7 @@ class World:
             self.pass_time(self.interval)
             self._meddle()
             try:
+                self.gateway_now.keep()
                 self.loop.round()
             except Killed:
                 self._kill()

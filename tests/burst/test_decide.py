@@ -516,6 +516,32 @@ def test_a_machine_is_ended_when_its_door_is_closed_and_its_node_was_not_seen_si
     assert ends(POLICY.lost_timeout), "who cannot close it is not waited for for ever"
 
 
+def test_a_machine_that_never_enrolled_is_ended_without_asking_the_batch_system() -> None:
+    """It lacks the secrets of a node. One round later, when it cannot enrol any more."""
+    silent = lease(LeaseState.BOOTING, 90, enrolled=None)
+    seen = facts(leases=(silent,), machines=(machine(),), farm=None)
+    first = decided(seen)
+    let_go = updated(first)
+    assert let_go.state is LeaseState.TERMINATING
+    assert let_go.failure is not None
+    assert [type(action) for action in first.actions] == [Update]
+    seen = replace(seen, leases=(let_go,), now=NOW + timedelta(seconds=5))
+    assert only(decided(seen), Terminate)
+
+
+def test_a_machine_that_enrolled_just_before_it_was_let_go_is_waited_for() -> None:
+    """It may be a node, or become one: its tunnel is closed and the batch system is asked."""
+    moment = POLICY.lost_timeout / 4
+    raced = lease(
+        LeaseState.TERMINATING, 1, stop_reason="idle", left=None, terminating=NOW - 2 * moment
+    )
+    seen = facts(leases=(raced,), machines=(machine(),), network_applied=NOW - moment)
+    assert only(decided(replace(seen, farm=None)), Terminate) == []
+    assert only(decided(seen), Terminate)
+    back = replace(seen, farm=Farm(NOW, (LONG,), (WORKER, node())))
+    assert updated(decided(back)).state is LeaseState.DRAINING
+
+
 def test_the_end_settles_the_bill() -> None:
     done = lease(LeaseState.TERMINATING, 60, stop_reason="idle")
     ended = updated(decided(facts(leases=(done,), machines=(machine(MachineState.TERMINATED),))))

@@ -14,6 +14,7 @@ import pytest
 from burst import leases
 from burst.leases import Cell, Effect, Observation
 from burst.model import LeaseState
+from burst.round import Round
 from gateway.store import Store
 from lab.simulated.faults import Broken, quiet
 from lab.simulated.site import EPOCH
@@ -56,6 +57,12 @@ def test_worlds_in_which_a_node_came_back_while_its_machine_was_returned(
     World(seed, store=store).run()
 
 
+def test_a_clock_set_back_while_the_gateway_was_away_makes_nothing_cheaper(store: Store) -> None:
+    """It cost 0.3035 of 0.30: a machine that never booted seemed ten minutes younger, when the
+    gateway, killed, stood on the clock again."""
+    World(1984, store=store).run()
+
+
 def test_the_worlds_are_as_hard_as_they_claim(store: Store) -> None:
     kinds: Counter[str] = Counter()
     kills = used = 0
@@ -92,31 +99,30 @@ def test_a_seed_tells_the_same_story_in_another_process() -> None:
     assert len(told) == 1
 
 
-@pytest.mark.parametrize(
-    ("state", "seen", "cell"),
-    [
-        # The machine goes back although its node may have a job.
-        (LeaseState.JOINED, Observation.STOP, Cell(LeaseState.TERMINATING, Effect.TERMINATE)),
-        # Nothing is returned: machines are left.
-        (LeaseState.TERMINATING, Observation.MACHINE_UP, Cell(LeaseState.GONE, Effect.SETTLE)),
-    ],
-)
-def test_the_worlds_notice_a_broken_table(
-    state: LeaseState,
-    seen: Observation,
-    cell: Cell,
-    store: Store,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_worlds_notice_machines_returned_with_a_job(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: with one wrong cell some story must end badly."""
-    monkeypatch.setitem(leases.TABLE, (state, seen), cell)
-    assert _some_story_breaks(lambda seed: World(seed, store=store).run())
+    """The control: a lease that does not drain, and no last look at its node to save it."""
+    cell = Cell(LeaseState.TERMINATING, Effect.TERMINATE)
+    monkeypatch.setitem(leases.TABLE, (LeaseState.JOINED, Observation.STOP), cell)
+    monkeypatch.setattr(Round, "_may_work", lambda _round, _lease: False)
+    assert "with jobs" in _first_broken(lambda seed: World(seed, store=store).run())
 
 
-def _some_story_breaks(tell: Callable[[int], object]) -> bool:
+def test_the_worlds_notice_machines_that_are_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: a lease that ends while its machine runs."""
+    cell = Cell(LeaseState.GONE, Effect.SETTLE)
+    monkeypatch.setitem(leases.TABLE, (LeaseState.TERMINATING, Observation.MACHINE_UP), cell)
+    assert _first_broken(lambda seed: World(seed, store=store).run())
+
+
+def _first_broken(tell: Callable[[int], object]) -> str:
+    """How the first story that ends badly does; "" if none does."""
     for seed in range(LONG):
         try:
             tell(seed)
-        except Broken:
-            return True
-    return False
+        except Broken as error:
+            return str(error)
+    return ""

@@ -55,18 +55,19 @@ def a_lease(state: LeaseState = LeaseState.WANTED, **changes: object) -> Lease:
 
 
 # What comes next, and what is done: one row a state, one column an observation. `.` stays.
-# Columns: unseen, known, up, gone (the machine), link, open, busy, closed, absent (the node), stop
+# Columns: unseen, known, up, gone (the machine), link, open, busy, closed, absent (the node), stop,
+# dismiss
 MATRIX = """
-wanted      .launch     requested   booting     terminating .        .          .          .          .          terminating+terminate
-requested   .           .           booting     terminating .        .          .          .          .          terminating+terminate
-booting     .           .           .           draining+drain tunnelled .      .          .          .          draining+drain
-tunnelled   .           .           .           draining+drain .     joined     .admit     .admit     .          draining+drain
-joined      .           .           .           draining+drain .     .          .          .          .          draining+drain
-draining    .           .           .           .           .        .drain     .          leaving+remove leaving+remove .
-leaving     .           .           .           .           .        draining+drain .remove .remove   terminating+terminate .
-terminating .terminate  .terminate  .terminate  gone+settle .     draining+drain .remove    .remove    .          .
-gone        .           .terminate  .terminate  .           .        .drain     .remove    .remove    .          .
-failed      .           .terminate  .terminate  .           .        .drain     .remove    .remove    .          .
+wanted      .launch     requested   booting     terminating .        .          .          .          .          terminating+terminate terminating+terminate
+requested   .           .           booting     terminating .        .          .          .          .          terminating+terminate terminating+terminate
+booting     .           .           .           draining+drain tunnelled .      .          .          .          draining+drain terminating+terminate
+tunnelled   .           .           .           draining+drain .     joined     .admit     .admit     .          draining+drain draining+drain
+joined      .           .           .           draining+drain .     .          .          .          .          draining+drain draining+drain
+draining    .           .           .           .           .        .drain     .          leaving+remove leaving+remove . .
+leaving     .           .           .           .           .        draining+drain .remove .remove   terminating+terminate . .
+terminating .terminate  .terminate  .terminate  gone+settle .     draining+drain .remove    .remove    .          . .
+gone        .           .terminate  .terminate  .           .        .drain     .remove    .remove    .          . .
+failed      .           .terminate  .terminate  .           .        .drain     .remove    .remove    .          . .
 """  # noqa: E501
 CELLS = [
     (LeaseState(row.split()[0]), seen, row.split()[1 + column])

@@ -5,9 +5,7 @@ The network's ports are cables to one host, which sends through each and listens
 
 from __future__ import annotations
 
-import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,10 +20,11 @@ from dvn.kernel.nftcommands import AddChain, AddRule, AddTable, FlushChain, NftC
 from dvn.kernel.state import NftChain, NftRule, table_name
 from dvn.spec import parse_site
 from dvn.vlans import isolation
+from lab.attacks.fence import Fence, dropped, one_cpu, receiver
 from lab.hosts import Lab
 from tests.dvn.frames import ARP, BROADCAST, VLAN, arp, eth, tagged, untagged
 from tests.dvn.isolation_cases import FREE, FREE_MAC, NEIGHBOUR, SITE, Case, cases
-from tests.dvn.wire import ETH_P_ALL, LIMIT_S
+from tests.dvn.wire import ETH_P_ALL
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 
@@ -33,6 +32,7 @@ SWITCHES = Path("/proc/sys/net/bridge")
 UNKNOWN = ("isolation", "unknown", "unknown_out")
 STRAY_MAC = "02:00:00:00:00:05"
 PORTS = ("pinned", "free", "watch", "lan0", "stray")
+HOPS = 3  # to the gateway, to the port that listens, and one more
 TABLE = ("bridge", table_name("cnaf"))
 GATEWAY_MAC = addresses.mac_address("cnaf", "gw", "cms", "farm")
 GATEWAY_LOCAL = addresses.link_local(GATEWAY_MAC).split("/")[0]
@@ -51,7 +51,7 @@ class Wires:
 
     def __init__(self, lab: Lab) -> None:
         self.gateway, self.far = lab.host("gw"), lab.host("far")
-        for name in PORTS:
+        for name in (*PORTS, "fence"):
             lab.link(self.gateway, name, self.far, name)
         self.engine = Engine()
         self.site = parse_site(located.loads(SITE))
@@ -61,8 +61,8 @@ class Wires:
         self.apply()
         self.nft(*WITNESS)
         self.bridge = self.gateway.inside(lambda: _open("b-cms-farm"))
-        self.out = self.gateway.inside(lambda: _open("watch"))
-        self._marks = 0
+        fence = self.far.inside(lambda: _open("fence"))
+        self.fence = Fence(fence, self.gateway.inside(lambda: receiver("fence")), HOPS)
 
     def apply(self) -> None:
         self.gateway.inside(lambda: self.engine.apply(self.site))
@@ -98,23 +98,19 @@ class Wires:
         """The names of those that came to the port that listens, or to the gateway's own stack."""
         for listener in (self.sockets["watch"], self.bridge):
             _drain(listener)
-        here = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(here)})  # one processor keeps the order
-        try:
-            # The bridge copies each to every port, and a processor has room for 1,000 (sysctl
-            # net.core.netdev_max_backlog).
-            parts = [some[start : start + 50] for start in range(0, len(some), 50)] or [()]
-            return {name for part in parts for name in self._arrived(part)}
-        finally:
-            os.sched_setaffinity(0, here)
+        with one_cpu():
+            lost = dropped()
+            # The bridge copies each to every port, and a processor has room for 1,000.
+            parts = [some[start : start + 50] for start in range(0, len(some), 50)]
+            names = {name for part in parts for name in self._arrived(part)}
+            assert dropped() == lost, "the kernel had no room for a frame"
+        return names
 
     def _arrived(self, some: tuple[Case, ...]) -> Iterator[str]:
         for case in some:
             self.send(case.port, case.frame)
-        self._marks += 1
-        last = eth(FREE_MAC, arp(1 << 30 | self._marks, FREE_MAC, FREE, NEIGHBOUR), ARP)
-        self.out.send(last)  # past the bridge, behind all that came through it
-        seen = _until(self.sockets["watch"], untagged(last)) + _drain(self.bridge)
+        self.fence.wait()
+        seen = _drain(self.sockets["watch"]) + _drain(self.bridge)
         for case in some:
             if any(each.startswith(untagged(case.frame)) for each in seen):
                 yield case.name
@@ -138,23 +134,6 @@ def _drain(sock: socket.socket) -> list[bytes]:
             return seen
         if address[2] != socket.PACKET_OUTGOING:
             seen.append(untagged(data))
-
-
-def _until(sock: socket.socket, last: bytes) -> list[bytes]:
-    """What comes in, from the ethertype on, up to the frame that is known to pass."""
-    seen, end = [], time.monotonic() + LIMIT_S
-    sock.settimeout(LIMIT_S)
-    try:
-        while time.monotonic() < end:
-            data, address = sock.recvfrom(4096)
-            if address[2] == socket.PACKET_OUTGOING:
-                continue
-            seen.append(untagged(data))
-            if seen[-1].startswith(last):
-                return seen
-    finally:
-        sock.setblocking(False)
-    raise AssertionError("the frame that passes did not come")
 
 
 @pytest.fixture(scope="module")
@@ -247,9 +226,10 @@ def test_an_interface_nobody_declared_gets_nothing(wires: Wires) -> None:
                 eth(mac, arp(number + closed, mac, FREE, NEIGHBOUR), ARP, BROADCAST)
                 for number, mac in ((2, FREE_MAC), (4, GATEWAY_MAC))
             ]
-            wires.send("free", to_it[0])
-            wires.bridge.send(to_it[1])
-            wires.arrived(())
+            with one_cpu():
+                wires.send("free", to_it[0])
+                wires.bridge.send(to_it[1])
+                wires.fence.wait()
             heard = _drain(wires.sockets["stray"])
             for frame in to_it:
                 assert any(each.startswith(untagged(frame)) for each in heard) != closed

@@ -4,7 +4,7 @@ SITEFILE WORLD`. Only what is outside of the daemon is replaced."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class Enrolling(FakeProvider):
 def fake_parts(world: World) -> Parts:
     stores: list[Store] = []  # the daemon's, once it has one
 
-    def joining(_file: SiteFile, store: Store) -> Joining:
+    def joining(_file: SiteFile, store: Store, _clock: Callable[[], datetime]) -> Joining:
         stores.append(store)
 
         def minted(lease: Lease) -> str:

@@ -49,8 +49,13 @@ class Tokens:
     def member(self, batch: str, index: int) -> Lease | None:
         return self.batches.get((batch, index))
 
-    def enrolled(self, lease_id: str, now: datetime) -> None:
+    def enrolled(self, lease_id: str, now: datetime) -> Refused | None:
+        if self.states[lease_id] not in (
+            LeaseState.BOOTING, LeaseState.TUNNELLED, LeaseState.JOINED
+        ):  # fmt: skip
+            return Refused("the lease is being ended")
         self.enrolments.append(lease_id)
+        return None
 
     def report(self, lease_id: str, stage: str, ok: bool, detail: str, now: datetime) -> None:
         self.reports.append((lease_id, stage, ok, detail))

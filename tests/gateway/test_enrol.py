@@ -26,6 +26,7 @@ from gateway.tokens import SecretError, SiteSecret, token_hash
 from tests.gateway.store_stand_in import Tokens
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+WALL_IS_BEHIND = timedelta(minutes=5)  # it was set back, and decisions do not follow
 LEASE = "5f" * 16
 NONCE, OTHER_NONCE = "0" * 32, "1" * 32
 SECRET_CONTENT = b"the key of the farm"
@@ -90,6 +91,7 @@ def start(state: Path, limits: Limits | None = None) -> Gateway:
         bundle=bundle,
         clock=lambda: made[0].now,
         limits=limits or Limits(failures_burst=1000),
+        wall=lambda: made[0].now - WALL_IS_BEHIND,
     )
     made.append(Gateway(server, tokens, secret))
     server.start()
@@ -111,7 +113,7 @@ class TestEnrol:
         assert status == 200
         assert answer["node"] == "cms-1"
         assert answer["session"] == gateway.secret.session(LEASE)
-        assert answer["time"] == NOW.timestamp()
+        assert answer["time"] == (NOW - WALL_IS_BEHIND).timestamp(), "as munge takes it"
         assert gateway.tokens.enrolments == [LEASE]
 
     def test_a_wrong_pin_is_refused_by_the_machine_before_it_says_anything(

@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.steady import SteadyClock
+from gateway.steady import LastingClock, SteadyClock
 from tests.gateway.leases import T0
 
 
@@ -65,3 +65,82 @@ def test_it_never_goes_back_and_never_lags_the_system(steps: list[tuple[float, i
         assert last <= now
         assert now - (T0 + timedelta(seconds=system.passed + system.off)) >= timedelta(0)
         last = now
+
+
+class Machine:
+    """One that the daemon is killed on, and that is started anew at times."""
+
+    def __init__(self) -> None:
+        self.passed = self.booted = self.off = 0.0
+        self.boots = 1
+        self.kept: dict[str, str] = {}
+
+    def note(self, key: str, value: str) -> None:
+        self.kept[key] = value
+
+    def notes(self) -> dict[str, str]:
+        return self.kept
+
+    def daemon(self) -> LastingClock:
+        return LastingClock(
+            self,
+            lambda: T0 + timedelta(seconds=self.passed + self.off),
+            lambda: self.passed - self.booted,
+            lambda: f"boot-{self.boots}",
+        )
+
+
+def test_set_back_while_the_daemon_was_away_it_knows_how_long_that_was() -> None:
+    machine = Machine()
+    machine.passed = 100
+    machine.daemon().keep()
+    machine.passed, machine.off = 400, -600
+    assert machine.daemon()() == T0 + timedelta(seconds=400)
+
+
+def test_after_a_start_of_the_machine_it_begins_where_it_was_at_least() -> None:
+    machine = Machine()
+    machine.passed = 100
+    machine.daemon().keep()
+    machine.passed = machine.booted = 400
+    machine.boots, machine.off = 2, -600
+    assert machine.daemon()() == T0 + timedelta(seconds=100)
+    machine.off = 0
+    assert machine.daemon()() == T0 + timedelta(seconds=400)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 300), st.sampled_from([0, 0, -600, -5, 1, 600]), st.booleans()),
+        max_size=30,
+    )
+)
+def test_whenever_it_is_killed_no_more_than_its_slow_steps_are_lost(
+    steps: list[tuple[float, int, bool]],
+) -> None:
+    machine = Machine()
+    clock = machine.daemon()
+    clock.keep()
+    last = clock()
+    for seconds, jump, killed in steps:
+        machine.passed += seconds
+        machine.off += jump
+        clock = machine.daemon() if killed else clock
+        now = clock()
+        # A tenth slower than time, and the minute between two notes more.
+        assert (now - last).total_seconds() >= 0.9 * seconds - 6.001
+        clock.keep()
+        last = now
+
+
+def test_notes_are_not_written_each_time() -> None:
+    machine = Machine()
+    clock = machine.daemon()
+    clock.keep()
+    first = dict(machine.kept)
+    machine.passed = 59
+    clock.keep()
+    assert machine.kept == first
+    machine.off = -100
+    clock.keep()
+    assert machine.kept != first, "the clock was set"

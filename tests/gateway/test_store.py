@@ -217,6 +217,27 @@ class TestTokens:
         assert isinstance(answer, Refused)
         assert not answer.retry
 
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            {"stop_reason": "idle"},
+            {"failure": Failure(FailureClass.BOOTSTRAP, "nothing was heard of it")},
+            {"state": LeaseState.TERMINATING},
+        ],
+        ids=lambda ending: next(iter(ending)),
+    )
+    def test_a_lease_let_go_after_the_token_was_shown_gets_none_either(
+        self, store: Store, joins: Joins, ending: dict[str, Any]
+    ) -> None:
+        """What is decided about a machine that never enrolled must still be true of it."""
+        assert joins.redeem("h1", "n1", T0, "p") == lease(1).id
+        store.save(lease(1, **{"state": LeaseState.BOOTING, **ending}), T0)
+        assert isinstance(joins.enrolled(lease(1).id, T0), Refused)
+        assert joins.heard() == {}
+        store.save(lease(1, state=LeaseState.BOOTING), T0)
+        assert joins.enrolled(lease(1).id, T0) is None
+        assert joins.heard()[lease(1).id].at == T0
+
     def test_a_joined_machine_may_reboot(self, store: Store, joins: Joins) -> None:
         joins.redeem("h1", "n1", T0, "p")
         store.save(lease(1, state=LeaseState.JOINED), T0)

@@ -15,6 +15,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RUN = CHECKOUT / "run"
 
 
+@pytest.fixture(autouse=True)
+def as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CI asks of the run that these tests are part of is not meant for the runs they start."""
+    monkeypatch.delenv("DVN_TEST_WORKERS", raising=False)
+
+
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([RUN, *argv], capture_output=True, text=True, timeout=60, check=False)
 

@@ -342,6 +342,22 @@ def test_a_vm_that_stops_is_given_up_and_tells_where_it_is(
     assert "Comm: python3" in err
 
 
+def test_who_reads_slowly_does_not_lose_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While our reader keeps us waiting, the machine's answers lie unread, and count later."""
+    monkeypatch.setattr("lab.kernel.session.Pulse", partial(Pulse, every=0, patience=10))
+    read, write = os.pipe()
+    slow = subprocess.Popen(
+        ["sh", "-c", "sleep 15; exec wc -c"], stdin=read, stdout=subprocess.PIPE
+    )
+    os.close(read)
+    with Vm(cpus=1, memory_mb=1024) as vm:
+        script = "head -c 3000000 /dev/zero"
+        status = vm.run(["sh", "-c", script], stdin=None, stdout=write)
+    os.close(write)
+    assert status == 0
+    assert slow.communicate(timeout=60)[0].split() == [b"3000000"]
+
+
 def test_an_emulator_that_stops_is_given_up(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
