@@ -409,6 +409,14 @@ def _reported(lease: Lease, world: World) -> Failure | None:
     return Failure(kind, f"machine {lease.machine} reports: {report}")
 
 
+def last_words(lease: Lease, seen: Observation, world: World) -> Failure | None:
+    """Of a machine that ended before it was a node: what it had said of it, if anything."""
+    early = (LeaseState.BOOTING, LeaseState.TUNNELLED)
+    if seen is not Observation.MACHINE_GONE or lease.state not in early or lease.stop_reason:
+        return None
+    return _reported(lease, world)
+
+
 def _silent(lease: Lease, policy: Policy) -> str:
     return (
         f"nothing comes through the tunnel to {lease.underlay or lease.machine} since "

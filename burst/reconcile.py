@@ -15,6 +15,7 @@ from burst.observe import (
     conclusion,
     drained_by_others,
     duration_text,
+    last_words,
     node_seen,
     noticed,
     observations,
@@ -38,7 +39,7 @@ def leases(paper: Round, wanted_in: set[str], work_in: set[str]) -> None:
         lease = noticed(stored, paper.world)
         paper.keep(lease)
         for seen in observations(lease, paper.world):
-            lease = paper.see(lease, seen)
+            lease = paper.see(lease, seen, last_words(lease, seen, paper.world))
         lease = _stopped(paper, lease, wanted_in, work_in)
         node = node_seen(lease, paper.world)
         if node is not None:

@@ -516,6 +516,22 @@ def test_a_machine_is_ended_when_its_door_is_closed_and_its_node_was_not_seen_si
     assert ends(POLICY.lost_timeout), "who cannot close it is not waited for for ever"
 
 
+def test_a_machine_that_ended_right_after_its_report_failed_as_it_said() -> None:
+    """Not "ended by itself": what it said is how to mend it."""
+    coming = lease(LeaseState.TUNNELLED, 1)
+    seen = facts(
+        leases=(coming,),
+        machines=(machine(MachineState.TERMINATED),),
+        join_reports={coming.id: "preflight: there is no program slurmd"},
+    )
+    failure = updated(decided(seen)).failure
+    assert failure is not None
+    assert failure.message.endswith("reports: preflight: there is no program slurmd")
+    silent = updated(decided(replace(seen, join_reports={}))).failure
+    assert silent is not None
+    assert silent.kind is FailureClass.LOST
+
+
 def test_a_machine_that_never_enrolled_is_ended_without_asking_the_batch_system() -> None:
     """It lacks the secrets of a node. One round later, when it cannot enrol any more."""
     silent = lease(LeaseState.BOOTING, 90, enrolled=None)
