@@ -10,7 +10,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -117,6 +117,7 @@ def play(
         with _phase(story, "return"):
             story.wait_returned(400)
         leases = story.leases()
+        _last_words(story, display, leases)
         traffic = story.traffic()
         display.say("dvn destroy: nothing may be left")
         story.kill_daemon(signal.SIGTERM)
@@ -141,6 +142,17 @@ def play(
         currency="USD",
         phases_s={name: round(seconds, 1) for name, seconds in story.phases.items()},
     )
+
+
+def _last_words(
+    story: Story, display: Display, leases: Sequence[Mapping[str, Any]], lines: int = 12
+) -> None:
+    """The end of the console of each machine that failed: why, as far as it knew."""
+    for lease in leases:
+        if lease["failure"] and lease["machine"]:
+            display.say(f"the console of {lease['machine']}, which failed:")
+            for line in story.cloud.console(lease["machine"]).splitlines()[-lines:]:
+                display.say(f"  {line}")
 
 
 class _phase:  # noqa: N801 - reads as a statement
