@@ -45,11 +45,12 @@ pause() { # $1 seconds and a little chance, so that a hundred machines do not as
 watchdog() {
     exec 9>"$run/watchdog.lock"
     flock --nonblock 9 || return 0 # one is enough
-    local heard
+    local heard word
     uptime_now
     heard=$now
     while :; do
         pause "$HEARTBEAT"
+        [[ -s $run/word ]] && read -r word <"$run/word" && ((word > heard)) && heard=$word
         uptime_now
         if [[ -s $run/authorization ]]; then
             case $(ask /alive /dev/null --header @"$run/authorization") in
@@ -207,7 +208,11 @@ enrol() { # into $run/bundle.json; ends the machine when it is refused for good
             say "who answers at $ENROL_URL is not our gateway: its key is not the pinned one"
         fi
         case $status in
-            200) return 0 ;;
+            200)
+                uptime_now
+                printf '%s\n' "$now" >"$run/word" # for the watchdog: joining may take long, too
+                return 0
+                ;;
             400 | 403)
                 power_off "the gateway refuses: $(<"$run/bundle.json")"
                 exit 1

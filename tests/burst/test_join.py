@@ -6,6 +6,8 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -326,6 +328,22 @@ class TestPowerOff:
         sandbox.tokens.states[LEASE.id] = LeaseState.FAILED
 
         sandbox.wait_for(lambda: sandbox.calls("shutdown") != [])
+
+    def test_one_that_is_slow_to_join_counts_from_its_enrolment(self, sandbox: Sandbox) -> None:
+        """Its bundle was the gateway's word, though what it brings may take long to carry out."""
+        sandbox.watchdog = timedelta(seconds=6)
+        sandbox.stand_in("python3", f'/bin/sleep 4; exec {sys.executable} "$@"')
+        sandbox.tokens.states[LEASE.id] = LeaseState.REQUESTED
+        begun = time.monotonic()
+        machine = sandbox.start()
+        sandbox.wait_for(lambda: time.monotonic() - begun > 4)
+        assert machine.poll() is None, sandbox.console
+        sandbox.tokens.states[LEASE.id] = LeaseState.BOOTING
+
+        assert machine.wait(timeout=30) == 0, sandbox.console
+        assert time.monotonic() - begun > 6, "the control: it was slow"
+        sandbox.wait_for(lambda: sandbox.tokens.heartbeats != [])
+        assert sandbox.calls("shutdown") == []
 
     def test_two_runs_have_one_watchdog(self, sandbox: Sandbox) -> None:
         assert sandbox.run() == 0, sandbox.console

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -56,10 +57,19 @@ class Auditor:
     def look(self) -> Books:
         """Raises `sqlite3.Error` while the file cannot be read."""
         bill = self.bill()
-        with closing(sqlite3.connect(f"file:{self._file}?mode=ro", uri=True, timeout=5)) as c:
+        # A file without its log, as nobody has it open, cannot be opened just for reading
+        # (sqlite.org/wal.html, "Read-Only Databases"), unless we say that nobody writes.
+        how = "mode=ro" if Path(f"{self._file}-wal").exists() else "mode=ro&immutable=1"
+        with closing(sqlite3.connect(f"file:{self._file}?{how}", uri=True, timeout=5)) as c:
             c.execute("BEGIN")  # both sums are of one moment
             spent, reserved = (_sum(c, query) for query in (_SETTLED, _RESERVED))
         return Books(bill, spent, reserved)
+
+    def last(self) -> Books | None:
+        """One more look; None while the file cannot be read."""
+        with suppress(sqlite3.Error):
+            return self.look()
+        return None
 
     def __enter__(self) -> Self:
         self._thread.start()

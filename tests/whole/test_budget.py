@@ -164,7 +164,7 @@ def test_the_budget_is_never_exceeded_kills_included(poor: Story, tariff: Tariff
     # At every moment: what was spent and set aside, and so what the cloud charged.
     assert all(look.counted <= LIMIT for look in auditor.looks), worst(auditor)
     assert all(look.bill <= look.counted + GRAIN for look in auditor.looks), worst(auditor)
-    last = auditor.look()
+    last = wait_for(auditor.last, 60, what="a last look", interval=1)
     assert last.reserved == 0
     assert last.bill - GRAIN <= last.spent <= LIMIT, "settled is never less than the bill"
     left = poor.leftovers()
