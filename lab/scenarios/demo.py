@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +21,7 @@ from lab.farm import FinishedJob
 from lab.host import LabError
 from lab.scenarios import pictures, report, site, work
 from lab.scenarios.display import Display, Scene, make_display
-from lab.scenarios.farms import KINDS, SLURM, Kind
+from lab.scenarios.farms import KINDS, SLURM, Kind, Scale
 from lab.scenarios.story import Story, worker_of
 
 LOCAL = frozenset(site.WORKERS)
@@ -34,11 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             done = play(
                 display,
-                jobs=options.jobs,
-                size=options.size,
-                machines=options.machines,
+                scale=_scale(options),
                 core_share=options.core_share,
-                compare=not options.no_compare,
                 kind=KINDS[options.lrms],
             )
         except LabError as error:
@@ -68,11 +66,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=SLURM.name,
         help="the batch system: Slurm of this Debian, or another, real one (default slurm)",
     )
-    parser.add_argument("--jobs", type=int, default=24, help="how many (default 24)")
+    parser.add_argument("--jobs", type=int, help="how many (default 24; 16 of another --lrms)")
     parser.add_argument(
-        "--size", type=int, default=40_000, help="numbers each job looks at (default 40000)"
+        "--size", type=int, help="numbers each job looks at (default 40000; 800000)"
     )
-    parser.add_argument("--machines", type=int, default=4, help="at most so many borrowed")
+    parser.add_argument("--machines", type=int, help="at most so many borrowed (default 4; 3)")
     parser.add_argument(
         "--core-share",
         type=float,
@@ -81,27 +79,39 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--plain", action="store_true", help="no live display")
     parser.add_argument(
-        "--no-compare", action="store_true", help="do not run the jobs again without bursting"
+        "--compare",
+        action=argparse.BooleanOptionalAction,
+        help="run the jobs again without bursting (default: with slurm)",
     )
     return parser.parse_args(argv)
+
+
+def _scale(options: argparse.Namespace) -> Scale:
+    """The batch system's own, but for what was asked for."""
+    names = (each.name for each in fields(Scale))
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return replace(KINDS[options.lrms].scale, **asked)
 
 
 def play(
     display: Display,
     *,
-    jobs: int = 24,
-    size: int = 40_000,
-    machines: int = 4,
-    core_share: float = 0.25,
-    compare: bool = True,
     kind: Kind = SLURM,
+    scale: Scale | None = None,
+    core_share: float = 0.25,
 ) -> report.Report:
     """The whole story, from an empty lab to the report. LabError when a step did not happen."""
-    tasks = work.flash(jobs, size=size)
+    scale = scale or kind.scale
+    jobs = scale.jobs
+    tasks = work.flash(jobs, size=scale.size)
     right = work.expected(tasks)
     policy = None if kind is SLURM else site.PATIENT
     with Story(
-        core_share=core_share, max_machines=machines, kind=kind, policy=policy, tell=display.say
+        core_share=core_share,
+        max_machines=scale.machines,
+        kind=kind,
+        policy=policy,
+        tell=display.say,
     ) as story:
         display.say("dvn apply: the tenant's network")
         story.dvn("apply", site.SITE_FILE)
@@ -124,7 +134,7 @@ def play(
         story.dvn("destroy", site.SITE_FILE)
         left = story.leftovers(leases)
         local_only = None
-        if compare:
+        if scale.compare:
             display.say("the same jobs once more, on the farm alone")
             with _phase(story, "local only"):
                 again = story.submit(tasks)

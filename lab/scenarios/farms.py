@@ -37,11 +37,27 @@ class Farm(Protocol):
 
 
 @dataclass(frozen=True)
+class Scale:
+    """jobs: how many. size: numbers that each looks at. machines: at most so many borrowed.
+    compare: whether the same jobs run once more without bursting."""
+
+    jobs: int = 24
+    size: int = 40_000
+    machines: int = 4
+    compare: bool = True
+
+
+# On an emulated processor these take minutes to borrow a machine: only longer jobs wait for that.
+_SLOW = Scale(jobs=16, size=800_000, machines=3, compare=False)
+
+
+@dataclass(frozen=True)
 class Kind:
     """One batch system, and how the story is told with it.
 
     tree: the files of the farm's hosts and of the cloud's image; None: the machine's own. submit: a
     shell command that submits the script "$job", to run in the directory "$2", and prints the id.
+    scale: the story's jobs.
     """
 
     name: str
@@ -50,6 +66,7 @@ class Kind:
     submit: str
     farm: Callable[[Mapping[str, Host]], AbstractContextManager[Any]]
     tree: Tree | None = None
+    scale: Scale = Scale()
 
 
 def _slurm(
@@ -93,8 +110,16 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         SLURM,
-        Kind("slurm-24.11", site.SLURM, work.SLURM, _SBATCH, _slurm_trixie, TRIXIE),
-        Kind("htcondor", site.HTCONDOR, work.Dialect("", "$1"), _CONDOR_SUBMIT, _htcondor, TRIXIE),
+        Kind("slurm-24.11", site.SLURM, work.SLURM, _SBATCH, _slurm_trixie, TRIXIE, _SLOW),
+        Kind(
+            "htcondor",
+            site.HTCONDOR,
+            work.Dialect("", "$1"),
+            _CONDOR_SUBMIT,
+            _htcondor,
+            TRIXIE,
+            _SLOW,
+        ),
         Kind(
             "gridengine",
             site.GRID_ENGINE,
@@ -102,6 +127,7 @@ KINDS: Mapping[str, Kind] = {
             'qsub -terse -wd "$2" "$job"',
             _gridengine,
             gridengine.TREE,
+            _SLOW,
         ),
     )
 }

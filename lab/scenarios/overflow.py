@@ -4,8 +4,8 @@ Slurm 24.11 daemons on lab hosts.
     python -m lab.scenarios.overflow htcondor|gridengine|slurm-24.11
 
 What is real: the batch system, the jobs, `decide`, `execute` and the adapter. What is not: machines
-are lab hosts in the farm's own network, without cloud, tunnel or gateway daemon (`./run demo` has
-those, with Slurm 22.05). Needs root, debootstrap and a Debian mirror, but no full kernel.
+are lab hosts in the farm's own network, without cloud, tunnel or gateway daemon, which
+`./run demo --lrms` has. Needs root, debootstrap and a Debian mirror, but no full kernel.
 """
 
 from __future__ import annotations

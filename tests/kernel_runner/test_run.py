@@ -127,6 +127,19 @@ def test_the_demos_files_are_absolute_and_come_back(tmp_path: Path, words: list[
     ]
 
 
+def test_the_demo_of_another_batch_system_makes_its_tree_first(tmp_path: Path) -> None:
+    shim = tmp_path / "python"
+    shim.write_text('#!/bin/sh\ncase "$2" in compileall) exit 0;; esac\necho "$@"\n')
+    shim.chmod(0o755)
+    stubs = f'python={shim}; make_trees() {{ echo "trees: $*"; }}'
+    for words in ("--lrms htcondor --jobs 3", "--lrms=htcondor --jobs 3"):
+        made, ran = _with_functions(f"{stubs}; demo {words}").stdout.splitlines()
+        assert made == "trees: htcondor"
+        assert ran.endswith("-m lab.scenarios.demo --lrms htcondor --jobs 3")
+    (ran,) = _with_functions(f"{stubs}; demo --lrms slurm").stdout.splitlines()
+    assert ran.endswith("--lrms slurm"), "the machine's own"
+
+
 def _shim(tmp_path: Path, fails: str) -> Path:
     """A python that logs its arguments and fails where `fails` is one of them."""
     shim = tmp_path / "python"
