@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Self
 from lab.cloud.types import TYPES
 from lab.scenarios.story import Story
 
+_FILE = "/var/lib/dvn/gateway.sqlite"  # on the gateway
 _SETTLED = "SELECT amount FROM ledger"
 _RESERVED = "SELECT reserved FROM leases WHERE state NOT IN ('gone', 'failed')"
 
@@ -44,7 +45,6 @@ class Auditor:
     def __init__(self, story: Story, type_name: str, price: Decimal) -> None:
         self._story = story
         self._factor = price / TYPES[type_name].price_per_hour
-        self._file = f"/proc/{story.gw1.pid}/root/var/lib/dvn/gateway.sqlite"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
         self.looks: list[Books] = []
@@ -57,19 +57,9 @@ class Auditor:
     def look(self) -> Books:
         """Raises `sqlite3.Error` while the file cannot be read."""
         bill = self.bill()
-        # A file without its log, as nobody has it open, cannot be opened just for reading
-        # (sqlite.org/wal.html, "Read-Only Databases"), unless we say that nobody writes.
-        how = "mode=ro" if Path(f"{self._file}-wal").exists() else "mode=ro&immutable=1"
-        with closing(sqlite3.connect(f"file:{self._file}?{how}", uri=True, timeout=5)) as c:
-            c.execute("BEGIN")  # both sums are of one moment
-            spent, reserved = (_sum(c, query) for query in (_SETTLED, _RESERVED))
+        # Not by /proc/PID/root: SQLite follows such a link by its text, to our own /.
+        spent, reserved = self._story.gw1.inside(_read)
         return Books(bill, spent, reserved)
-
-    def last(self) -> Books | None:
-        """One more look; None while the file cannot be read."""
-        with suppress(sqlite3.Error):
-            return self.look()
-        return None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -90,6 +80,15 @@ class Auditor:
                 self.looks.append(self.look())
             except sqlite3.Error:
                 self.missed += 1  # there is no database yet, or it is being recovered
+
+
+def _read() -> tuple[Decimal, Decimal]:
+    # A file without its log, as nobody has it open, cannot be opened just for reading
+    # (sqlite.org/wal.html, "Read-Only Databases"), unless we say that nobody writes.
+    how = "mode=ro" if Path(f"{_FILE}-wal").exists() else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"file:{_FILE}?{how}", uri=True, timeout=5)) as c:
+        c.execute("BEGIN")  # both sums are of one moment
+        return _sum(c, _SETTLED), _sum(c, _RESERVED)
 
 
 def _sum(connection: sqlite3.Connection, query: str) -> Decimal:
