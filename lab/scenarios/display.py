@@ -27,7 +27,8 @@ class Scene:
         """Jobs by what a person asks: waiting, running here or there, ended here or there."""
         counts: Counter[str] = Counter()
         for state, node in self.jobs.values():
-            where = "local" if node in self.local else "remote"
+            # Some batch systems say nodes with their domain.
+            where = "local" if node.partition(".")[0] in self.local else "remote"
             if state in ("pending", "held"):
                 counts["waiting"] += 1
             elif state in ("running", "completing"):
