@@ -106,6 +106,10 @@ def _other_root(root: str, private: Mapping[str, str], upper: Path | None) -> No
         Path(path).mkdir(parents=True, exist_ok=True)
         _empty(path)
     Path("/run/lock").mkdir(mode=0o1777, parents=True, exist_ok=True)
+    # Where the tree was made there was a name server; here each look-up would wait for it in vain.
+    resolver = Path("/etc/resolv.conf")
+    resolver.unlink(missing_ok=True)
+    resolver.touch()
 
 
 def _empty(path: str) -> None:

@@ -48,9 +48,7 @@ class Scale:
 
 
 # On an emulated processor these take minutes to borrow a machine: only longer jobs wait for that.
-_SLOW = Scale(jobs=16, size=800_000, machines=3, compare=False)
-# There slurmctld 24.11 answers nobody for minutes when several nodes register themselves at once.
-_SLOWER = Scale(jobs=12, size=300_000, machines=2, compare=False)
+_SLOW = Scale(jobs=12, size=300_000, machines=2, compare=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         SLURM,
-        Kind("slurm-24.11", site.SLURM, work.SLURM, _SBATCH, _slurm_trixie, TRIXIE, _SLOWER),
+        Kind("slurm-24.11", site.SLURM, work.SLURM, _SBATCH, _slurm_trixie, TRIXIE, _SLOW),
         Kind(
             "htcondor",
             site.HTCONDOR,

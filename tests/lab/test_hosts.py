@@ -37,9 +37,11 @@ def test_a_host_with_another_systems_files_has_no_others(tmp_path: Path) -> None
         (tmp_path / "bin" / name).symlink_to("busybox")
     (tmp_path / "etc/release").write_text("another\n")
     (tmp_path / "tmp/left").write_text("x")
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")
     with Lab() as lab:
         host = lab.host("other", root=tmp_path)
         assert host.run("cat", "/etc/release").stdout == "another\n"
+        assert host.run("cat", "/etc/resolv.conf").stdout == "", "nobody is asked in vain"
         assert host.run("hostname").stdout == "other\n"
         assert host.run("ls", "/tmp").stdout == "", "a directory of its own"
         assert "usr" not in host.run("ls", "/").stdout.split()
