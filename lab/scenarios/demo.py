@@ -66,11 +66,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=SLURM.name,
         help="the batch system: Slurm of this Debian, or another, real one (default slurm)",
     )
-    parser.add_argument("--jobs", type=int, help="how many (default 24; 16 of another --lrms)")
+    parser.add_argument("--jobs", type=int, help="how many (default 24; 12 of another --lrms)")
     parser.add_argument(
-        "--size", type=int, help="numbers each job looks at (default 40000; 800000)"
+        "--size", type=int, help="numbers each job looks at (default 40000; 300000, 800000)"
     )
-    parser.add_argument("--machines", type=int, help="at most so many borrowed (default 4; 3)")
+    parser.add_argument("--machines", type=int, help="at most so many borrowed (default 4; 2)")
     parser.add_argument(
         "--core-share",
         type=float,
