@@ -7,17 +7,16 @@ The hosts have the files of `lab.farm.htcondor.TREE`, but for the gateway.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Self
 
 from lab.farm import clients, machine, nfs
-from lab.farm.config import User, hosts_file
+from lab.farm.config import hosts_file
 from lab.farm.htcondor import DOMAIN, TREE, common_config, head_config, site_node_config
 from lab.farm.jobcomp import FinishedJob
 from lab.farm.trees import ROOT
+from lab.farm.treesite import TreeSite
 from lab.host import Host, LabError
 
 DAEMON_USER = "condor"  # a queue super user by default (QUEUE_SUPER_USERS)
@@ -52,31 +51,14 @@ queue
 SUBMIT_FILE = "/etc/condor/lab.submit"
 
 
-class HtCondorSite:
-    """The pool, up when the context is entered. addresses: of every host, by name."""
+class HtCondorSite(TreeSite):
+    """The pool, up when the context is entered."""
 
-    def __init__(
-        self,
-        head: Host,
-        workers: Sequence[Host],
-        gateway: Host,
-        *,
-        users: Sequence[User],
-        addresses: Mapping[str, str],
-        network: str = "10.9.0.0/24",
-    ) -> None:
-        self.head = head
-        self.workers = tuple(workers)
-        self.gateway = gateway
-        self.users = tuple(users)
-        self._addresses = dict(addresses)
-        self._network = network
+    daemons = "condor_"
 
     def __enter__(self) -> Self:
-        for host in (self.head, *self.workers):
-            self._prepare(host)
+        self._lay_ground(self._names())
         address = self._addresses[self.head.name]
-        nfs.serve(self.head, network=self._network, users=self.users)
         self.head.write(SUBMIT_FILE, _SUBMIT)
         self.head.write("/etc/condor/config.d/90-lab", head_config(address))
         self.head.script(_HEAD)
@@ -95,21 +77,6 @@ class HtCondorSite:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """/home first: an NFS client without its server holds its host for half a minute."""
-        for host in self.workers:
-            if host.alive:
-                with suppress(LabError):
-                    host.script("pkill -9 condor_ || true; umount -f -l /home || true")
-        if self.head.alive:
-            with suppress(LabError):
-                nfs.stop(self.head)
-
     def finished(self) -> tuple[FinishedJob, ...]:
         """Every job that has ended; the last run of each."""
         done = self.head.run("condor_history", "-json", "-attributes", _ATTRIBUTES, check=False)
@@ -121,11 +88,8 @@ class HtCondorSite:
         shown = self.head.run("condor_status", "-af", "Machine", check=False).stdout
         return {name.partition(".")[0] for name in shown.split()}
 
-    def _prepare(self, host: Host) -> None:
-        host.inside(lambda: machine.put_users(self.users))
-        names = {f"{name}.{DOMAIN} {name}": at for name, at in self._addresses.items()}
-        host.write("/etc/hosts", hosts_file(names))
-        host.write("/etc/resolv.conf", "")
+    def _names(self) -> Mapping[str, str]:
+        return {f"{name}.{DOMAIN} {name}": at for name, at in self._addresses.items()}
 
     def _start_worker(self, host: Host) -> None:
         address, head = self._addresses[host.name], self._addresses[self.head.name]
@@ -144,8 +108,7 @@ class HtCondorSite:
 
     def _furnish_gateway(self) -> None:
         """Tools, the pool's key to sign machines' tokens with, and a token to speak to the head."""
-        names = {f"{name}.{DOMAIN} {name}": at for name, at in self._addresses.items()}
-        self.gateway.write("/etc/hosts", hosts_file(names))
+        self.gateway.write("/etc/hosts", hosts_file(self._names()))
         self.gateway.write("/etc/resolv.conf", "")
         inner = clients.lay(self.gateway, TREE, COMMANDS, ("/etc/hosts", "/etc/resolv.conf"))
         owner = clients.account(TREE, DAEMON_USER)

@@ -6,17 +6,15 @@ The hosts have the files of `lab.farm.gridengine.TREE`, but for the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Self
 
 from lab.farm import clients, gridengine, machine, names, nfs
-from lab.farm.config import User, hosts_file
+from lab.farm.config import hosts_file
 from lab.farm.gridengine import TREE
 from lab.farm.jobcomp import FinishedJob
 from lab.farm.trees import ROOT as INNER
+from lab.farm.treesite import TreeSite
 from lab.host import Host, LabError
 
 DAEMON_USER = "sgeadmin"  # a manager of the cell from its start
@@ -25,32 +23,13 @@ _ACCOUNTING = f"{gridengine.ROOT}/default/common/accounting"
 _LOST_S = 120  # emulated hosts may be silent for long
 
 
-class GridEngineSite:
-    """The cell, up when the context is entered. addresses: of every host, by name."""
+class GridEngineSite(TreeSite):
+    """The cell, up when the context is entered."""
 
-    def __init__(
-        self,
-        head: Host,
-        workers: Sequence[Host],
-        gateway: Host,
-        *,
-        users: Sequence[User],
-        addresses: Mapping[str, str],
-        network: str = "10.9.0.0/24",
-    ) -> None:
-        self.head = head
-        self.workers = tuple(workers)
-        self.gateway = gateway
-        self.users = tuple(users)
-        self._addresses = dict(addresses)
-        self._network = network
+    daemons = "sge_"
 
     def __enter__(self) -> Self:
-        for host in (self.head, *self.workers):
-            host.inside(lambda: machine.put_users(self.users))
-            host.write("/etc/hosts", hosts_file(self._addresses))
-            host.write("/etc/resolv.conf", "")
-        nfs.serve(self.head, network=self._network, users=self.users)
+        self._lay_ground(self._addresses)
         gridengine.start_qmaster(self.head)
         self.head.wait_for(
             lambda: gridengine.answers(self.head), 120, what="the qmaster", interval=1.0
@@ -61,21 +40,6 @@ class GridEngineSite:
         self._furnish_gateway()
         self.head.wait_for(self._workers_up, 120, what="the execution hosts", interval=1.0)
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """/home first: an NFS client without its server holds its host for half a minute."""
-        for host in self.workers:
-            if host.alive:
-                with suppress(LabError):
-                    host.script("pkill -9 sge_ || true; umount -f -l /home || true")
-        if self.head.alive:
-            with suppress(LabError):
-                nfs.stop(self.head)
 
     def finished(self) -> tuple[FinishedJob, ...]:
         """Every job that has ended, as the qmaster accounted for it; without a fork."""
