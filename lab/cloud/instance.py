@@ -70,7 +70,6 @@ class InstanceHost:
         self.launch = launch
         self.address = launch.nic.addresses[0]
         self.host: Host | None = None
-        self.off = threading.Event()  # gone for good
         self.error = ""  # why it did not boot
         self._wish = os.eventfd(0, os.EFD_CLOEXEC)
         self._lock = threading.Lock()
@@ -101,7 +100,6 @@ class InstanceHost:
         with self._lock:
             os.close(self._wish)
             self._wish = -1
-        self.off.set()
 
 
 class _Watched:
@@ -141,15 +139,18 @@ class Hypervisor:
         self._faults = faults
         self.instances: dict[str, InstanceHost] = {}
         self._consoles: dict[str, str] = {}  # of those that ended
+        self._threads: list[threading.Thread] = []
         self.on: Callable[[str], None] = lambda _: None
         self.gone: Callable[[str, bool], None] = lambda _i, _g: None
 
     def power_on(self, launch: Launch) -> None:
         instance = InstanceHost(launch)
         self.instances[launch.id] = instance
-        threading.Thread(
+        thread = threading.Thread(
             target=self._live, args=(instance,), name=f"instance-{launch.id}", daemon=True
-        ).start()
+        )
+        thread.start()
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
 
     def power_off(self, instance_id: str) -> None:
         self.instances[instance_id].wish_off()
@@ -160,11 +161,11 @@ class Hypervisor:
         return self._consoles.get(instance_id, "") if instance is None else instance.console()
 
     def close(self, timeout: float = 60) -> None:
-        """Power everything off, and wait."""
+        """Power everything off, and wait until each end was told: `gone` syncs the network."""
         for instance in tuple(self.instances.values()):
             instance.wish_off()
-        for instance in tuple(self.instances.values()):
-            instance.off.wait(timeout)
+        for thread in self._threads:
+            thread.join(timeout)
 
     def _live(self, instance: InstanceHost) -> None:
         by_guest = False
