@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.policy import report
-from bench.policy.compare import Spent, at_cost, spent
+from bench.policy.compare import Spent, at_cost, at_its_best, spent
 from bench.policy.experiment import (
     AS_GIVEN,
     CORE_HOUR,
@@ -63,11 +63,14 @@ def run(options: argparse.Namespace) -> int:
         if done % 50 == 0:
             sys.stderr.write(f"bench: {done} results after {time.monotonic() - begin:.0f} s\n")
     rows = compare(points, world)
+    theirs = at_their_cost(points)
     report.table(rows)
+    report.other_way_round(theirs)
     if options.json:
         figures = {
             "rows": [row for row in rows if row["min_value"] == VALUES[0]],
             "rows_at_any_price": [row for row in rows if row["min_value"] != VALUES[0]],
+            "rows_at_their_cost": theirs,
             "points": [_flat(point) for point in points],
             "settings": {
                 "loads": LOADS,
@@ -116,6 +119,35 @@ def compare(points: list[Point], world: World = AS_GIVEN) -> list[dict[str, Any]
                     "min_value": value,
                 }
             )
+    return rows
+
+
+def at_their_cost(points: list[Point]) -> list[dict[str, Any]]:
+    """The other way round: every other policy where it is at its best, and ours for that money.
+
+    `compare` gives each other at most what ours cost, and some want less. Ours is mixed of the
+    values of `min_value` as the others are of their settings. "never" costs nothing: left out.
+    """
+    rows: list[dict[str, Any]] = []
+    names = sorted({point.task.trace for point in points})
+    for name, load, prices, other in product(names, LOADS, PRICES, OTHERS):
+        here = [p for p in points if (p.task.trace, p.task.load, p.prices) == (name, load, prices)]
+        if other == "never" or other not in {point.task.policy for point in here}:
+            continue
+        best = at_its_best(spent(here, other))
+        ours = at_cost(spent(here, OURS), best.cost)
+        rows.append(
+            {
+                "trace": name.removesuffix(".swf.gz"),
+                "load": load,
+                "prices": prices,
+                "policy": other,
+                "cost": round(best.cost, 2),
+                "bsld": round(best.bsld, 4),
+                "ours_cost": round(ours.cost, 2),
+                "ours_bsld": round(ours.bsld, 4),
+            }
+        )
     return rows
 
 

@@ -59,6 +59,11 @@ def at_cost(points: Iterable[Spent], cost: float) -> Spent:
     return line[-1]
 
 
+def at_its_best(points: Iterable[Spent]) -> Spent:
+    """Where it has its lowest slowdown, at the least cost of those: it asks for no more money."""
+    return hull(points)[-1]
+
+
 def spent(points: Iterable[Point], policy: str) -> list[Spent]:
     """The outcomes of one policy, with "never" among them."""
     return [

@@ -26,8 +26,8 @@ CORE_HOUR = 0.05  # the same for every type, so that only how time is sold diffe
 PRICES = {"per-second": 1, "per-hour": 3600}  # what is charged for is rounded up to, in seconds
 OURS = "ours"
 # The site's one number, `min_value`. What is compared is the default of `Policy`, 0: whoever would
-# wait too long is moved. 1 is shown beside it: a site that counts its money.
-VALUES = (str(Policy().min_value), "1")
+# wait too long is moved. Beside it: a site that counts its money, a little and more.
+VALUES = (str(Policy().min_value), "0.02", "1")
 CAPS = (1, 2, 4, 8, 16, 32, 64, 1_000_000)
 
 

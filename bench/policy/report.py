@@ -61,6 +61,23 @@ def table(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def other_way_round(rows: list[dict[str, Any]]) -> None:
+    """In how many cases ours is better for what another spends at its best, and the last one."""
+    from rich.console import Console
+
+    if not rows:
+        return
+    better = [row for row in rows if row["ours_bsld"] < row["bsld"]]
+    least = max(rows, key=lambda row: float(row["ours_bsld"] / row["bsld"]))
+    Console(width=130).print(
+        "The other way round: for what another policy spends where its slowdown is lowest, ours "
+        f"is better in {len(better)} of {len(rows)} cases. It does least well beside "
+        f"{least['policy']} on {least['trace']}, load {least['load']}, {least['prices']}: "
+        f"{least['bsld']:.3f} for {least['cost']:.0f}, ours {least['ours_bsld']:.3f} for "
+        f"{least['ours_cost']:.0f}."
+    )
+
+
 def plots(points: list[Point], directory: Path) -> None:
     """Cost and slowdown of every setting tried: a picture for each trace, load and price model."""
     import matplotlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from bench.policy import command, experiment
 from bench.policy.compare import Spent, at_cost, hull
 from bench.scale.decide import exponent, one
+from burst.simulate.metrics import Elasticity, Outcome
 
 points = st.lists(
     st.builds(Spent, st.floats(0, 1e4), st.floats(1, 1e4), st.floats(0, 1e5)),
@@ -52,11 +54,32 @@ def test_a_short_bench_compares_every_policy_in_every_case() -> None:
     traces = {path.name.removesuffix(".swf.gz") for path in experiment.TRACES.glob("*.gz")}
     assert len(traces) == 2
     cases = {(row["trace"], row["load"], row["prices"], row["min_value"]) for row in rows}
-    assert len(cases) == 2 * 1 * 2 * 2
+    assert len(cases) == 2 * 1 * 2 * len(experiment.VALUES)
     assert {row["policy"] for row in rows} == {"ours", *command.OTHERS}
     for row in rows:
         assert row["bound_bsld"] <= row["bsld"]
         assert set(row) >= {"trace", "load", "prices", "policy", "cost", "mean_wait", "bsld"}
+
+
+def test_ours_gets_no_more_money_than_another_at_its_best() -> None:
+    """Of two settings of ours the one that the other's money buys, and a mixture in between."""
+    found = [
+        _point("never", 0, 100),
+        _point("one-per-job", 10, 20),
+        _point("one-per-job", 30, 25),  # dearer and worse: not its best
+        _point("ours", 5, 30),
+        _point("ours", 15, 10),
+    ]
+    (row,) = command.at_their_cost(found)
+    assert (row["policy"], row["cost"], row["bsld"]) == ("one-per-job", 10, 20)
+    assert (row["ours_cost"], row["ours_bsld"]) == (10, 20)
+
+
+def _point(policy: str, cost: float, bsld: float) -> experiment.Point:
+    task = experiment.Task("a.swf.gz", 0.7, "per-second", policy, ())
+    idle = Elasticity(*(0.0 for _ in fields(Elasticity)))
+    outcome = Outcome(policy, "a", 1, 0, 0, 0, bsld, cost, 0, 0, 0, 0, idle, 1, 1, ())
+    return experiment.Point(task, "per-second", cost, outcome)
 
 
 def test_the_traces_are_those_that_are_named() -> None:
