@@ -1,4 +1,5 @@
-"""Which tests run where: `kernel`, `whole` need root on a full kernel, `long` must be asked for."""
+"""Which tests run where: `kernel`, `native`, `whole` need root on a full kernel, `long` must be
+asked for."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def _why_not_here() -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     why = _why_not_here()
     for item in items:
-        if why and (item.get_closest_marker("kernel") or item.get_closest_marker("whole")):
+        if why and any(item.get_closest_marker(name) for name in ("kernel", "native", "whole")):
             item.add_marker(pytest.mark.skip(reason=why))
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: runs with --long"))

@@ -1,12 +1,8 @@
-"""The batch systems that the story can be told with, and what differs between them.
-
-python -m lab.scenarios.farms NAME...     makes the trees that they need, where there are none
-"""
+"""The batch systems that the story can be told with, and what differs between them."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,7 +14,7 @@ from lab.farm.gridsite import GridEngineSite
 from lab.farm.htcondor import TREE as TRIXIE
 from lab.farm.slurm import FIRST_UID
 from lab.farm.trees import Tree
-from lab.host import Host, LabError
+from lab.host import Host
 from lab.scenarios import site, work
 
 USERS = ("alice", "bob")
@@ -136,27 +132,3 @@ KINDS: Mapping[str, Kind] = {
 def ids_of(said: str) -> list[str]:
     """The job ids that the submit commands printed, one a line."""
     return [line.split()[0] for line in said.splitlines() if line.strip()]
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"run: {line}\n")
-
-
-def main(names: Sequence[str]) -> int:
-    """Make the trees of these batch systems; outside the VM, which reaches no mirror."""
-    unknown = [name for name in names if name not in KINDS]
-    if unknown:
-        sys.stderr.write(f"no batch system {', '.join(unknown)}: {', '.join(KINDS)}\n")
-        return 2
-    try:
-        for name in names:
-            if (tree := KINDS[name].tree) is not None:
-                tree.build(_say)
-    except LabError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -131,7 +131,7 @@ def test_the_demo_of_another_batch_system_makes_its_tree_first(tmp_path: Path) -
     shim = tmp_path / "python"
     shim.write_text('#!/bin/sh\ncase "$2" in compileall) exit 0;; esac\necho "$@"\n')
     shim.chmod(0o755)
-    stubs = f'python={shim}; make_trees() {{ echo "trees: $*"; }}'
+    stubs = f'python={shim}; prepare() {{ echo "trees: $*"; }}'
     for words in ("--lrms htcondor --jobs 3", "--lrms=htcondor --jobs 3"):
         made, ran = _with_functions(f"{stubs}; demo {words}").stdout.splitlines()
         assert made == "trees: htcondor"
@@ -227,14 +227,42 @@ def test_an_interrupted_run_leaves_no_lane_behind(tmp_path: Path) -> None:
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids()), 20, what="their end")
 
 
-def test_long_and_marks_reach_both_parts(tmp_path: Path) -> None:
-    _with_functions(f"python={_shim(tmp_path, 'nothing')}; test_all --long -m 'whole or x' -k some")
-    log = (tmp_path / "log").read_text().splitlines()
+def _long(tmp_path: Path, words: str, *, root: bool = True, lacks: bool = True) -> list[str]:
+    """What a run with --long starts, on a machine whose kernel lacks something or not."""
+    stubs = (
+        f"python={_shim(tmp_path, 'nothing')}; compile_ours() {{ :; }}; "
+        f"install_for_long() {{ echo installed >> {tmp_path}/log; }}; "
+        f"kernel_tool() {{ {'false' if lacks else 'true'}; }}; "
+        f"id() {{ echo {0 if root else 1000}; }}"
+    )
+    done = _with_functions(f"{stubs}; test_all --long {words}")
+    assert done.returncode == 0, done.stderr
+    first, *lines = (tmp_path / "log").read_text().splitlines()
+    assert first == "installed"
+    return lines
+
+
+def test_long_and_marks_reach_all_parts(tmp_path: Path) -> None:
+    log = _long(tmp_path, "-m 'whole or x' -k some")
     (pure,) = [line for line in log if "-m pytest -n " in line]
-    assert "-m not kernel and not whole  and (whole or x) --long -k some" in pure
+    assert "-m not kernel and not whole and not native  and (whole or x) --long -k some" in pure
     inside = [line for line in log if "lab.kernel" in line]
-    assert [line.count("--long -k some") for line in inside] == [1, 1]
+    assert [line.count("--long -k some") for line in inside] == [1, 1, 1]
     assert not any("not long" in line or "ruff" in line for line in log)
+
+
+@pytest.mark.parametrize(("lacks", "where"), [(True, "--uml"), (False, "--here")])
+def test_what_computes_much_runs_at_this_machines_speed(
+    tmp_path: Path, lacks: bool, where: str
+) -> None:
+    (line,) = [line for line in _long(tmp_path, "", lacks=lacks) if " inside native " in line]
+    assert line.startswith(f"-m lab.kernel {where} -- ")
+
+
+def test_without_root_there_is_no_lane_for_it(tmp_path: Path) -> None:
+    log = _long(tmp_path, "", root=False)
+    assert any(" inside kernel " in line for line in log)
+    assert not any("native " in line.partition(" inside ")[2] for line in log)
 
 
 def test_the_kernel_part_reads_only_the_files_it_needs(tmp_path: Path) -> None:

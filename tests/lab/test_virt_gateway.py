@@ -34,7 +34,7 @@ from tests.lab.virt_site import (
 
 LACKING = hypervisor.available() or sshd.available()
 pytestmark = [
-    pytest.mark.kernel,
+    pytest.mark.native,
     pytest.mark.long,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(
