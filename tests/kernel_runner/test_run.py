@@ -251,6 +251,13 @@ def test_long_and_marks_reach_all_parts(tmp_path: Path) -> None:
     assert not any("not long" in line or "ruff" in line for line in log)
 
 
+def test_the_long_stories_have_the_machine_for_themselves(tmp_path: Path) -> None:
+    log = _long(tmp_path, "")
+    (story,) = [line for line in log if " inside whole " in line]
+    assert log.index(story) == len(log) - 1, "after all else"
+    assert "--cpus" not in story
+
+
 @pytest.mark.parametrize(("lacks", "where"), [(True, "--uml"), (False, "--here")])
 def test_what_computes_much_runs_at_this_machines_speed(
     tmp_path: Path, lacks: bool, where: str
