@@ -10,24 +10,20 @@ after about a quarter of a minute; who waits for an answer then gets an error.
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import io
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from burst.providers import libvirt_errors as errors
 from burst.providers.base import Misconfigured
+from burst.providers.libvirt_binding import binding
 from burst.providers.libvirt_domain import LEASE_NS, Domain, HostSize, read_domain
 
 KEEPALIVE_S, KEEPALIVE_COUNT = 5, 3
-_DEBIAN = Path("/usr/lib/python3/dist-packages")
 # VIR_DOMAIN_SHUTOFF_SHUTDOWN, _DESTROYED, _CRASHED: it ran, and has ended.
 _RAN = (1, 2, 3)
 # MANAGED_SAVE, SNAPSHOTS_METADATA, NVRAM, CHECKPOINTS_METADATA: nothing stays behind.
@@ -207,9 +203,12 @@ def _library() -> Any:
     """libvirt's binding, quiet (it prints every error by itself), with an event loop, which its
     keepalive messages need. Raises Misconfigured."""
     try:
-        import libvirt as library
-    except ImportError:
-        library = _debians()
+        library = binding()
+    except ImportError as error:
+        raise Misconfigured(
+            "the libvirt binding is missing: install Debian's python3-libvirt, or `pip install "
+            "'dvn[libvirt]'` (which needs libvirt-dev and a C compiler)"
+        ) from error
     library.registerErrorHandler(lambda _context, _error: None, None)
     library.virEventRegisterDefaultImpl()
     thread = threading.Thread(target=_events, args=(library,), name="libvirt-events", daemon=True)
@@ -220,23 +219,3 @@ def _library() -> Any:
 def _events(library: Any) -> None:
     while True:
         library.virEventRunDefaultImpl()
-
-
-def _debians() -> Any:
-    """Debian's binding: made for the system's Python, of which most virtual environments are."""
-    missing = Misconfigured(
-        "the libvirt binding is missing: install Debian's python3-libvirt, or `pip install "
-        "'dvn[libvirt]'` (which needs libvirt-dev and a C compiler)"
-    )
-    if not (_DEBIAN / "libvirt.py").is_file() or Path(sys.base_prefix) != Path("/usr"):
-        raise missing
-    for name in ("libvirtmod", "libvirt"):
-        if name in sys.modules:
-            continue
-        found = importlib.machinery.PathFinder.find_spec(name, [str(_DEBIAN)])
-        if found is None or found.loader is None:
-            raise missing
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        found.loader.exec_module(module)
-    return sys.modules["libvirt"]

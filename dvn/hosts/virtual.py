@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dvn.hosts.binding import binding
 from dvn.hosts.domains import Domain, Misnamed, domain_of
 from dvn.hosts.joining import Nic
 
@@ -40,13 +41,12 @@ class Libvirt:
 
     def __init__(self, uri: str) -> None:
         try:
-            import libvirt
+            self._libvirt = binding()
         except ImportError as error:
             raise NoLibvirtError(
                 "the Python library of libvirt is missing: apt install python3-libvirt, or "
                 "pip install 'dvn[libvirt]'"
             ) from error
-        self._libvirt: Any = libvirt
         self._uri = uri
         self._changed: Callable[[], None] = lambda: None
         self._woken = threading.Event()
