@@ -99,7 +99,8 @@ def _step(*argv: str, given: str = "", may_fail: bool = False) -> str:
         check=False,
     )
     if done.returncode != 0 and not may_fail:
-        raise LabError(f"{' '.join(argv[:4])}: status {done.returncode}: {done.stdout[-800:]}")
+        said = "\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))
+        raise LabError(f"{' '.join(argv[:4])}: status {done.returncode}: {said[-800:]}")
     return done.stdout
 
 
