@@ -46,8 +46,7 @@ class Keeper:
 
     def serve(self) -> None:
         """Answer until the lab's end of the socket is closed, then remove everything."""
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+        linux.own_root()
         try:
             self._quiet_tunnels()
             self._make_cgroup()

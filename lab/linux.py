@@ -65,6 +65,47 @@ def mount(
     _check(result, f"mount {kind or source} on {target}")
 
 
+def own_root() -> None:
+    """Into a mount namespace of our own: its root is what we see as /, nothing is seen outside.
+
+    A chroot's namespace has the machine's root, and setns(2) takes who enters it *there*: a program
+    would leave the chroot. Here what we see is moved to the namespace's root, as switch_root(8)
+    does. For a process of one thread; its working directory is / afterwards.
+    """
+    unshare(CLONE_NEWNS)
+    seen = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    try:
+        setns(own, CLONE_NEWNS)  # "/" is the namespace's now
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        os.fchdir(seen)
+        if _place(seen) != _place_of("/"):
+            here = str(Path.cwd())
+            mount(here, here, "", MS_BIND | MS_REC)  # only what is mounted can be moved
+            os.chdir(here)
+            mount(".", "/", "", MS_MOVE)
+            os.chroot(".")
+        os.chdir("/")
+    finally:
+        os.close(own)
+        os.close(seen)
+
+
+def _place_of(path: str) -> tuple[str, int]:
+    handle = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return _place(handle)
+    finally:
+        os.close(handle)
+
+
+def _place(handle: int) -> tuple[str, int]:
+    """Which directory of which mount: the same files may be mounted twice (proc(5), fdinfo)."""
+    info = Path(f"/proc/self/fdinfo/{handle}").read_text()
+    (mount_id,) = [line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:")]
+    return mount_id, os.fstat(handle).st_ino
+
+
 def umount(target: str | Path, flags: int = 0) -> None:
     """umount2(2); EBUSY while something uses the file system."""
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount {target}")

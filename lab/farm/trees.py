@@ -87,17 +87,21 @@ class Tree:
 
 
 def _step(*argv: str, given: str = "", may_fail: bool = False) -> str:
-    # A mount namespace of its own: what debootstrap mounts goes when it ends.
-    done = subprocess.run(
-        ["unshare", "--mount", *argv],
-        input=given,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_BUILD_LIMIT_S,
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"},
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            input=given,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_BUILD_LIMIT_S,
+            # What debootstrap mounts goes when it ends.
+            preexec_fn=linux.own_root,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"},
+            check=False,
+        )
+    except subprocess.SubprocessError as error:
+        raise LabError(f"{' '.join(argv[:4])}: {error}") from error
     if done.returncode != 0 and not may_fail:
         said = "\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))
         raise LabError(f"{' '.join(argv[:4])}: status {done.returncode}: {said[-800:]}")

@@ -293,12 +293,3 @@ def test_a_choice_of_nothing_fails(tmp_path: Path) -> None:
     done = _with_functions(f"python={shim}; test_all -k misspelt")
     assert done.returncode == 1
     assert "no test was chosen" in done.stderr
-
-
-def test_where_mounts_could_not_be_kept_private_no_tree_is_made(tmp_path: Path) -> None:
-    """unshare(1) cannot make the mounts of a chroot private whose root is no mount point."""
-    stubs = f"python={_shim(tmp_path, 'nothing')}; id() {{ echo 0; }}; mountpoint() {{ false; }}"
-    done = _with_functions(f"{stubs}; prepare htcondor")
-    assert done.returncode == 2
-    assert "bind the tree onto itself" in done.stderr
-    assert not (tmp_path / "log").exists()
