@@ -283,7 +283,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def test_a_queued_job_runs_in_a_machine_of_its_own_beside_one_on_the_metal(site: Site) -> None:
     host = site.host
-    wait_for(lambda: "idle" in host.run("sinfo", "-h", "-o", "%T", check=False).stdout, 60)
+    site.until(lambda: bool(site.farm and site.farm.nodes), "the farm's own node", 60)
     bare = site.submit(BARE, "-n2", "-t60", "-p", "batch")
     site.until(lambda: site.running(bare), "the job on the metal", 60)
     virtual = site.submit(JOB, "-n2", "-t60", "-p", PARTITION)
