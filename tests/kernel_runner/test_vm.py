@@ -379,3 +379,18 @@ def test_a_vm_that_dies_is_one_clear_line() -> None:
     assert out == b""
     assert err.startswith(b"lab.kernel: the VM ended before its command did")
     assert err.count(b"\n") == 1
+
+
+def test_switches_of_the_kernel_stay_on_while_it_runs() -> None:
+    """What comes and goes in tests would else have the emulated kernel patch its running code."""
+    look = """
+    for n in $(seq 150); do
+      pid=$(pgrep -fx 'sleep infinity') && break; sleep 0.2
+    done
+    exec nsenter --target $pid --net sh -c 'tc qdisc show dev lo; nft list tables'
+    """
+    with Vm(cpus=1, memory_mb=1024) as booted:
+        status, said, error = Shell(booted)("sh", "-c", look)
+    assert status == 0, error
+    assert "qdisc clsact" in said
+    assert "table inet held\ntable bridge held\n" in said
