@@ -41,6 +41,8 @@ ip link add wan0 type veth peer name wan1
 ip addr add 198.51.100.1/24 dev wan0
 ip link set wan0 up
 ip link set wan1 up
+mount --bind {root} /mnt
+cd /mnt
 exec {python} -m gateway gateway run {site}
 """
 
@@ -71,10 +73,14 @@ class Gateway:
     def __init__(self, site: Path) -> None:
         self.client = Client(str(site.parent / "run" / "gateway.sock"))
         self.log = site.parent / "log"
-        script = START.format(python=sys.executable, site=site)
+        # Whom it becomes may not read a checkout that is in root's home; here it is seen elsewhere.
+        python = Path(sys.executable)
+        if python.is_relative_to(ROOT):
+            python = Path("/mnt") / python.relative_to(ROOT)
+        script = START.format(python=python, site=site, root=ROOT)
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                ["unshare", "--net", "sh", "-euc", script], stderr=log, cwd=ROOT
+                ["unshare", "--net", "--mount", "sh", "-euc", script], stderr=log, cwd=ROOT
             )
 
     def status(self) -> Any:
